@@ -1,0 +1,1 @@
+"""The leaderboard, written from results and from nothing else."""

@@ -1,0 +1,1 @@
+"""PRIOR (Cheng et al., ICCV 2023)."""

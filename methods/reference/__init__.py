@@ -1,0 +1,1 @@
+"""Reference rows: floors and ceilings that are shown, never ranked."""

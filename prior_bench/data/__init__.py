@@ -1,0 +1,1 @@
+"""Data: the Dataset interface, splits and fractions, report parsing, image decoding and the image store."""

@@ -1,0 +1,88 @@
+"""Finds methods, tasks and datasets by entry point, without importing them.
+
+Three groups: `prior_bench.methods`, `prior_bench.tasks`, `prior_bench.datasets`. A third party's package adds one in
+the way ours do: one line in its pyproject. `--plugin file.py` adds every Method, Task and Dataset class of one file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from prior_bench.errors import UserError, unknown_name
+
+KINDS = ("methods", "tasks", "datasets")
+_from_files: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
+
+
+@cache
+def _entry_points(kind: str) -> dict[str, EntryPoint]:
+    return {e.name: e for e in entry_points(group=f"prior_bench.{kind}")}
+
+
+def names(kind: str) -> list[str]:
+    """Names of one kind, built-in and third-party; imports nothing."""
+    return sorted({*_entry_points(kind), *_from_files[kind]})
+
+
+def load(kind: str, name: str) -> Any:
+    """The class registered under `name`; an unknown name is a UserError with the nearest names."""
+    if name in _from_files[kind]:
+        return _from_files[kind][name]
+    if name not in _entry_points(kind):
+        raise unknown_name(kind.removesuffix("s"), name, names(kind))
+    entry = _entry_points(kind)[name]
+    try:
+        return entry.load()
+    except ImportError as error:
+        package = entry.dist.name if entry.dist else entry.value
+        raise UserError(f"the {kind.removesuffix('s')} {name!r} cannot be imported: {error}",
+                        where=entry.value, fix=f"reinstall {package} with its dependencies") from error
+
+
+def package_folder(kind: str, name: str) -> Path | None:
+    """Folder or file of a plug-in's sources, found without importing it (for digests and recipe files)."""
+    if name in _from_files[kind]:
+        return Path(inspect.getfile(_from_files[kind][name]))
+    module = _entry_points(kind)[name].value.partition(":")[0]
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return None
+    origin = Path(spec.origin)
+    package = module.rpartition(".")[2] in {"method", "__init__"} or origin.name == "__init__.py"
+    return origin.parent if package else origin
+
+
+def add_file(path: Path) -> list[str]:
+    """Register the plug-in classes that a Python file defines; returns their names."""
+    from prior_bench.data.dataset import Dataset
+    from prior_bench.method import Method
+    from prior_bench.task import Task
+
+    path = Path(path)
+    if not path.is_file():
+        raise UserError("the plug-in file does not exist", where=str(path), fix="give --plugin the path of a .py file")
+    name = f"prior_bench_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    added = []
+    for value in vars(module).values():
+        if not inspect.isclass(value) or value.__module__ != name or inspect.isabstract(value):
+            continue
+        for kind, base in (("methods", Method), ("tasks", Task), ("datasets", Dataset)):
+            if issubclass(value, base):
+                _from_files[kind][value.name] = value
+                added.append(value.name)
+    if not added:
+        raise UserError("the plug-in file defines no method, task or dataset", where=str(path),
+                        expected="a subclass of prior_bench.method.Method, prior_bench.task.Task or "
+                                 "prior_bench.data.dataset.Dataset")
+    return added
