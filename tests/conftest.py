@@ -1,0 +1,55 @@
+"""Fixtures that all tests share: the toy dataset, the real X-rays where they are, and a quick hypothesis profile."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# One thread per process, before numpy or torch are imported: tests are small, and runners share their cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+settings.register_profile("quick", deadline=None, max_examples=25, derandomize=True,
+                          suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+settings.load_profile("quick")
+
+
+def _load_toy():
+    """tests/toy.py as the module `toy`, whatever the import mode and the working directory."""
+    if "toy" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["toy"] = module
+        spec.loader.exec_module(module)
+    return sys.modules["toy"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def toy():
+    """The toy dataset (tests/toy.py): 120 studies at 64 px with labels, exclusive classes, masks, boxes and reports."""
+    return _load_toy().ToyDataset()
+
+
+@pytest.fixture(scope="session")
+def toy_class():
+    return _load_toy().ToyDataset
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """The folder of real X-rays, by $PRIOR_BENCH_REALDATA or beside the checkout."""
+    beside = Path(__file__).parents[2] / "shared" / "realdata"
+    root = Path(os.environ.get("PRIOR_BENCH_REALDATA", beside))
+    if not (root / "index.csv").is_file():
+        pytest.skip("the real X-rays are not here; set PRIOR_BENCH_REALDATA to their folder")
+    return root
