@@ -36,7 +36,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def toy():
-    """The toy dataset (tests/toy.py): 120 studies at 64 px with labels, exclusive classes, masks, boxes and reports."""
+    """The toy dataset (tests/toy.py): 108 patients at 64 px with labels, classes, masks, boxes and reports."""
     return _load_toy().ToyDataset()
 
 

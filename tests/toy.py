@@ -1,4 +1,4 @@
-"""A tiny dataset with every kind of target, drawn from a generator: bright shapes that labels, masks, boxes and reports name.
+"""A tiny dataset with every kind of target, drawn from a generator: bright shapes that labels, boxes and reports name.
 
 For the tests of tasks and engine; import it through the `toy` fixture of conftest.py.
 """
@@ -20,7 +20,7 @@ PATIENTS = {"train": 72, "validation": 12, "test": 24}  # 10 % of the training p
 
 
 class ToyDataset(Dataset):
-    """120 studies of 108 patients at 64 px (every ninth patient has two). Some labels are missing; some masks ignore a strip."""
+    """Studies of 108 patients at 64 px (every ninth patient has two). Some labels are missing, some pixels ignored."""
 
     name = "toy"
     title = "Toy shapes"

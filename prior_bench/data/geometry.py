@@ -1,8 +1,8 @@
 """Geometry: how a source image lands on the square input of an encoder, and how predictions come back.
 
 All three fits are one map: the source (h, w) is resized to (rh, rw) and laid on the (S, S) input with its corner at
-(top, left), which is positive where black is padded (letterbox) and negative where the image is cut (crop). A point moves as
-x_input = x_source * rw / w + left, in pixel edges: the left edge of the first pixel is 0, the right edge of the last is w.
+(top, left), which is positive where black is padded (letterbox) and negative where the image is cut (crop). A point
+moves as x_input = x_source * rw / w + left, in pixel edges: the first pixel begins at 0, the last one ends at w.
 """
 
 from __future__ import annotations
@@ -33,10 +33,7 @@ class Geometry:
         (h, w), size = self.source, self.spec.size
         if self.spec.fit == "squash":
             return size, size
-        if self.spec.fit == "letterbox":
-            scale = size / max(h, w)
-        else:
-            scale = size / self.spec.crop_pct / min(h, w)
+        scale = size / max(h, w) if self.spec.fit == "letterbox" else size / self.spec.crop_pct / min(h, w)
         return max(1, round(h * scale)), max(1, round(w * scale))
 
     @property
@@ -97,7 +94,7 @@ class Geometry:
 
         h, w = self.source
         if image.size != (w, h):
-            raise ValueError(f"image of {image.size[1]} x {image.size[0]} given to the geometry of {h} x {w} (height x width)")
+            raise ValueError(f"image of {image.height} x {image.width} given to the geometry of {h} x {w} (h x w)")
         (rh, rw), (top, left), size = self.resized, self.corner, self.spec.size
         x0, x1 = max(left, 0), min(left + rw, size)
         y0, y1 = max(top, 0), min(top + rh, size)
@@ -107,8 +104,8 @@ class Geometry:
         return np.array(canvas, dtype=np.uint8)
 
 
-def _interpolation(source: int, resized: int, corner: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Per source pixel along one axis: lower and upper input pixel, weight of the upper one, and whether it is on the input."""
+def _interpolation(source: int, resized: int, corner: int, size: int) -> tuple[np.ndarray, ...]:
+    """Per source pixel along one axis: lower and upper input pixel, the upper one's weight, whether it is visible."""
     centre = (np.arange(source) + 0.5) * resized / source + corner
     inside = (centre >= 0) & (centre < size)
     first, last = max(corner, 0), min(corner + resized, size) - 1
@@ -117,7 +114,8 @@ def _interpolation(source: int, resized: int, corner: int, size: int) -> tuple[n
     return lower, np.minimum(lower + 1, last), (at - lower).astype(np.float32), inside
 
 
-def _sample(values: np.ndarray, lower: np.ndarray, upper: np.ndarray, weight: np.ndarray, inside: np.ndarray) -> np.ndarray:
+def _sample(values: np.ndarray, lower: np.ndarray, upper: np.ndarray, weight: np.ndarray,
+            inside: np.ndarray) -> np.ndarray:
     """Linear interpolation along the first axis."""
     mixed = values[lower] * (1 - weight)[:, None] + values[upper] * weight[:, None]
     return mixed * inside[:, None]

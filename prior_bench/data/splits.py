@@ -1,12 +1,12 @@
 """Splits and nested fractions by leak group, with iterative stratification.
 
-Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data" (ECML PKDD 2011): take the rarest label first and
-give each of its examples to the part that still lacks most of it. Three things differ from the paper: parts have exact
-sizes (a full part takes no more), a tie between parts is drawn in proportion to the room they have left, and what carries no
-label is dealt at random. A missing label counts as no positive.
+Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data" (ECML PKDD 2011): take the rarest label
+first and give each of its examples to the part that still lacks most of it. Three things differ from the paper: parts
+have exact sizes (a full part takes no more), a tie between parts is drawn in proportion to the room they have left, and
+what carries no label is dealt at random. A missing label counts as no positive.
 
-Subsets are nested because they are prefixes of one order per seed: the groups are halved by stratification again and again, and a
-subset of n takes whole halves until the cut falls into one, which is halved on.
+Subsets are nested because they are prefixes of one order per seed: the groups are halved by stratification again and
+again, and a subset of n takes whole halves until the cut falls into one, which is halved on.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _sorted(groups: Sequence[str], labels: np.ndarray | None) -> tuple[list[str]
 
 
 def _stratify(positives: np.ndarray, sizes: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Part (n,) of each example: `positives` (n, C) bool, exact `sizes` (k,) summing to n, wanted label `shares` (k,)."""
+    """Part (n,) of each example: `positives` (n, C) bool, exact `sizes` (k,) that sum to n, wanted `shares` (k,)."""
     n, labels = positives.shape
     part = np.full(n, -1)
     room = [int(s) for s in sizes]

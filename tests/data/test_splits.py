@@ -75,7 +75,7 @@ def test_stratified_beats_random_draws():
 
 
 def test_a_lone_positive_is_not_forced_in():
-    """A label with one positive lands in a half of the groups about every second time, also where halves are unequal."""
+    """A label with one positive lands in one half about every second time, also where halves are unequal."""
     labels = np.zeros((63, 1))
     labels[7] = 1
     inside = [("patient-7" in subset_groups(some_names(63), labels, 32 / 63, seed)) for seed in range(200)]
