@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from prior_bench import recipe_files
 from prior_bench.digests import digest_json
-from prior_bench.errors import UserError, unknown_name
+from prior_bench.errors import UserError
 
 
 class Strict(BaseModel):
@@ -65,6 +65,15 @@ class Training(Strict):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     workers: int = 0
 
+    def stage_at(self, progress: float) -> int:
+        """Index of the stage that runs at `progress`, the share of all steps that are done, in [0, 1)."""
+        done, stage = 0.0, -1
+        for index, entry in enumerate(self.stages):
+            if progress >= done - 1e-9:
+                stage = index
+            done += entry.share
+        return stage
+
 
 class Recipe(Strict):
     """What every recipe states; a method's own recipe adds its objective's settings."""
@@ -83,56 +92,14 @@ R = TypeVar("R", bound=Recipe)
 
 def names(file: Path) -> list[str]:
     """Names of the recipes in a recipe file."""
-    return list(_read(file))
+    return list(recipe_files.read(file))
 
 
 def load(file: Path, name: str, model: type[R], overrides: Mapping[str, Any] | None = None) -> R:
     """One recipe of a file, validated; `overrides` maps dotted keys ("training.batch") to values."""
-    known = _read(file)
-    if name not in known:
-        raise unknown_name("recipe", name, known, where=str(file))
-    values = _extended(known, name, file)
-    for key, value in (overrides or {}).items():
-        _set(values, key.split("."), value)
     try:
-        return model.model_validate(values)
+        return model.model_validate(recipe_files.resolve(file, name, overrides))
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise UserError(f"the recipe {name!r} is not valid: {problems}", where=str(file),
                         expected=f"the fields of {model.__name__}") from error
-
-
-def _read(file: Path) -> dict[str, dict[str, Any]]:
-    if not file.is_file():
-        raise UserError("the recipe file does not exist", where=str(file))
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"the recipe file is not valid YAML: {error}", where=str(file)) from error
-    if not isinstance(content, dict):
-        raise UserError("the recipe file holds no recipes", where=str(file), expected="a mapping from name to recipe")
-    return content
-
-
-def _extended(known: dict[str, dict[str, Any]], name: str, file: Path) -> dict[str, Any]:
-    values = dict(known[name])
-    base = values.pop("extends", None)
-    if base is None:
-        return _merge({}, values)
-    if base not in known:
-        raise unknown_name("recipe", base, known, where=f"{file}, extends of {name}")
-    return _merge(_extended(known, base, file), values)
-
-
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
-    for part in path[:-1]:
-        values = values.setdefault(part, {})
-    values[path[-1]] = value

@@ -80,6 +80,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     title: ClassVar[str]
+    version: ClassVar[int] = 1  # of the protocol; results of two versions never share a column
     modes: ClassVar[tuple[str, ...]]  # the first is the default
     needs_text: ClassVar[bool] = False
     kinds: ClassVar[frozenset[str]]  # target kinds it evaluates

@@ -1,0 +1,264 @@
+"""The result store: one JSON and one Parquet file a cell; a kill at any moment leaves all of it or nothing.
+
+Predictions are written first and the JSON last, so the JSON is the commit point: where it lies, the cell is done. Each
+file is written to a temporary name, fsynced and renamed, and the folder is fsynced. The schema is strict: unknown or
+missing fields, wrong types, NaN and infinities are refused, on writing and on reading.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+from prior_bench.digests import digest_file
+from prior_bench.errors import UserError
+from prior_bench.types import Cell, Result
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+    from prior_bench.task import Predictions
+
+SCHEMA = 1
+LOCKS = ".locks"
+_EXTRA = b"prior_bench_extra"
+
+
+# ------------------------------------------------------------------------------------------ locations
+
+
+def result_path(folder: Path, cell: Cell) -> Path:
+    return folder / f"{cell.name}.json"
+
+
+def predictions_path(folder: Path, cell: Cell) -> Path:
+    return folder / f"{cell.name}.parquet"
+
+
+def is_done(folder: Path, cell: Cell) -> bool:
+    return result_path(folder, cell).exists()
+
+
+def cell_lock(folder: Path, cell: Cell) -> BaseFileLock:
+    """The lock under which a cell is computed. The system releases it when its process dies, however it dies."""
+    from filelock import FileLock
+
+    (folder / LOCKS).mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / LOCKS / f"{cell.name}.lock")
+
+
+# -------------------------------------------------------------------------------------------- writing
+
+
+def write_result(folder: Path, result: Result, predictions: Predictions | None) -> Path:
+    """Store a cell's predictions and then its result; returns the JSON's path.
+
+    `provenance["predictions"]` becomes the digest of the Parquet file, so that a pair that does not belong together is
+    found. A cell that is not applicable has no predictions.
+    """
+    if (predictions is None) != (result.status == "not_applicable"):
+        raise ValueError("a result has predictions exactly when its status is 'done'")
+    folder.mkdir(parents=True, exist_ok=True)
+    provenance = dict(result.provenance)
+    if predictions is not None:
+        path = predictions_path(folder, result.cell)
+        _commit(path, lambda temporary: _write_table(temporary, predictions))
+        provenance["predictions"] = digest_file(path)
+    stored = replace(result, details=jsonable(result.details), provenance=jsonable(provenance))
+    text = json.dumps(asdict(stored), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    _parse(Result, json.loads(text), "result")  # what could not be read back is never written
+    path = result_path(folder, result.cell)
+    _commit(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step: a reader sees the old content or the new."""
+    _commit(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def jsonable(value: Any) -> Any:
+    """The value in JSON's types: numpy to Python, tuples to lists, paths to strings, NaN and infinities to null."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [jsonable(item) for item in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
+    if isinstance(value, Path):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return jsonable(asdict(value))
+    if hasattr(value, "tolist"):  # numpy scalars and arrays
+        return jsonable(value.tolist())
+    raise TypeError(f"{type(value).__name__} cannot be stored in a result")
+
+
+def _write_table(path: Path, predictions: Predictions) -> None:
+    import pyarrow.parquet
+
+    extra = json.dumps(jsonable(predictions.extra), allow_nan=False, sort_keys=True)
+    table = predictions.table.replace_schema_metadata({_EXTRA: extra.encode()})
+    pyarrow.parquet.write_table(table, path, compression="zstd")
+
+
+def _commit(path: Path, write: Callable[[Path], object]) -> None:
+    """Write to a temporary name, fsync, rename, fsync the folder. The cell's lock makes the name ours alone."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise not_writable(path, error) from error
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+# -------------------------------------------------------------------------------------------- reading
+
+
+def read_results(folder: Path) -> Iterator[Result]:
+    """All results of a folder, in the order of their names."""
+    if not folder.is_dir():
+        raise UserError("the results folder does not exist", where=str(folder),
+                        expected="a folder that `prior-bench run` wrote (its --output)")
+    for path in sorted(folder.glob("*.json")):
+        yield read_result(path)
+
+
+def read_result(path: Path) -> Result:
+    """One result, strictly: a field that the schema does not know, lacks, or has in another type is a UserError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
+        version = content.get("schema") if isinstance(content, dict) else None
+        if version != SCHEMA:
+            raise ValueError(f"schema: version {version!r}, this program reads version {SCHEMA}")
+        result: Result = _parse(Result, content, "")
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"not a result: {error}", where=str(path), expected=f"a result of schema version {SCHEMA}",
+                        fix="delete the file and run the cell again") from error
+    if path.stem != result.cell.name:
+        raise UserError("the result's file name does not match its cell", where=str(path),
+                        expected=f"{result.cell.name}.json", fix="delete the file and run the cell again")
+    return result
+
+
+def read_predictions(folder: Path, result: Result) -> Predictions:
+    """The predictions of a result with status `done`."""
+    import pyarrow.parquet
+
+    from prior_bench.task import Predictions
+
+    path = predictions_path(folder, result.cell)
+    fix = f"delete {result_path(folder, result.cell).name} and run the cell again"
+    if not path.is_file():
+        raise UserError("the predictions of a result are missing", where=str(path), fix=fix)
+    if digest_file(path) != result.provenance.get("predictions"):
+        raise UserError("the predictions are not those of the result (another digest)", where=str(path), fix=fix)
+    table = pyarrow.parquet.read_table(path)
+    extra = json.loads((table.schema.metadata or {}).get(_EXTRA, b"{}"))
+    return Predictions(table.replace_schema_metadata(None), extra)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not allowed")
+    return value
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type `kind`; raises ValueError that names the field."""
+    if is_dataclass(kind):
+        return _parse_dataclass(kind, value, where)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        kinds = [NoneType] if value is None else [k for k in arguments if k is not NoneType]
+        return _parse(kinds[0], value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{where}: {value!r}, expected one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin is tuple:
+        items = arguments[:1] * len(value) if isinstance(value, list) and arguments[-1] is ... else arguments
+        _check(isinstance(value, list) and len(value) == len(items), "a list", value, where)
+        return tuple(_parse(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(items, value, strict=True)))
+    if origin is dict:
+        _check(isinstance(value, dict), "an object", value, where)
+        return {key: _parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is Any:
+        return value
+    if kind is float:
+        _check(isinstance(value, (int, float)) and not isinstance(value, bool), "a number", value, where)
+        return float(value)
+    _check(type(value) is kind, kind.__name__, value, where)
+    return value
+
+
+def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
+    _check(isinstance(value, dict), "an object", value, where or "file")
+    hints = get_type_hints(kind)
+    names = {f.name for f in fields(kind)}
+    if unknown := sorted(set(value) - names):
+        raise ValueError(f"unknown field {_join(where, unknown[0])!r}")
+    required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+    if missing := sorted(required - set(value)):
+        raise ValueError(f"missing field {_join(where, missing[0])!r}")
+    return kind(**{name: _parse(hints[name], item, _join(where, name)) for name, item in value.items()})
+
+
+def _check(condition: bool, expected: str, value: Any, where: str) -> None:
+    if not condition:
+        raise ValueError(f"{where}: {value!r}, expected {expected}")
+
+
+def _join(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+# ------------------------------------------------------------------------------- before computing
+
+
+def check_writable(folder: Path, need: int, option: str) -> None:
+    """Find a full disk or a read-only folder before computing, not after.
+
+    Args:
+        folder: where files will be written; made if it is not there.
+        need: bytes that should be free.
+        option: the option that names the folder, for the message.
+    """
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(probe, "wb") as file:
+            file.write(b"x" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+        probe.unlink()
+    except OSError as error:
+        raise not_writable(folder, error, option) from error
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise UserError(f"the disk is nearly full: {free / 2**20:.0f} MiB are free", where=str(folder),
+                        expected=f"{need / 2**20:.0f} MiB or more",
+                        fix=f"free space, or give another folder with {option}")
+
+
+def not_writable(path: Path, error: OSError, option: str = "--output or --cache") -> UserError:
+    return UserError(f"cannot write: {error.strerror or error}", where=str(path),
+                     fix=f"free space or permissions there, or give another folder with {option}")
