@@ -65,9 +65,10 @@ class Method(nn.Module, ABC):
     name: ClassVar[str]
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
-    has_text: ClassVar[bool] = True
+    has_text: bool = True  # False on an instance whose weights came without a text encoder, too
     pretrains: ClassVar[bool] = True  # False: a reference row without a pre-training step
     trains_on_target: ClassVar[bool] = False  # the supervised ceiling: tasks train the whole encoder from scratch
+    recipe_class: ClassVar[type[Recipe]]
     image_input: ImageInput
 
     # --------------------------------------------------------------------------------------- building
@@ -80,6 +81,13 @@ class Method(nn.Module, ABC):
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer's files beside the weights; nothing for a vision-only method."""
+
+    def adapt_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state dict of a file by the method's authors under this module's own names; unknown keys stay as they are.
+
+        Modules are called `image_encoder` and `text_encoder`; `weights.load_checkpoint` counts every other key as heads.
+        """
+        return state
 
     # --------------------------------------------------------------------------------------- encoding
 

@@ -1,0 +1,86 @@
+"""PRIOR's sentence-wise prototype memory bank: sentence vectors become mixtures of a trained table of prototypes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prior_bench.losses import world_size
+
+Schedule = Literal["fixed", "linear", "exponential"]
+
+
+class PrototypeBank(nn.Module):
+    """A table E of K prototypes (K, D). A sentence s becomes softmax((s E^T + Gumbel noise) / temperature) E.
+
+    Noise is drawn in training only. With `memory`, the table starts from data: the last `memory` sentence vectors are
+    remembered until `start` clusters them; otherwise it starts from N(0, 1), as the authors' does.
+    """
+
+    temperature: Tensor
+    memory: Tensor
+    remembered: Tensor
+
+    def __init__(self, prototypes: int, width: int, temperature: float, memory: int = 0):
+        super().__init__()
+        self.embed = nn.Embedding(prototypes, width)
+        self.register_buffer("temperature", torch.tensor(temperature))
+        self.register_buffer("memory", torch.zeros(memory, width), persistent=memory > 0)
+        self.register_buffer("remembered", torch.tensor(0), persistent=memory > 0)
+
+    def logits(self, sentences: Tensor) -> Tensor:
+        """Plain dot products (..., K) in float32."""
+        with torch.autocast(sentences.device.type, enabled=False):
+            return F.linear(sentences.float(), self.embed.weight.float())
+
+    def forward(self, sentences: Tensor) -> Tensor:
+        """Quantised sentences (..., D) in float32."""
+        logits = self.logits(sentences)
+        temperature = self.temperature
+        if self.training:
+            noise = -torch.empty_like(logits).exponential_().log()
+            logits = logits + noise
+        with torch.autocast(sentences.device.type, enabled=False):
+            return (logits / temperature).softmax(dim=-1) @ self.embed.weight.float()
+
+    def consistency(self, target: Tensor, reconstructed: Tensor) -> Tensor:
+        """KL divergence (...) of the assignments of true sentences from those of reconstructed ones; no noise, no temperature."""
+        p, q = self.logits(target).log_softmax(dim=-1), self.logits(reconstructed).log_softmax(dim=-1)
+        return F.kl_div(q, p, reduction="none", log_target=True).sum(dim=-1)
+
+    # ------------------------------------------------------------------------------------ start from data
+
+    @torch.no_grad()
+    def remember(self, sentences: Tensor) -> None:
+        """Keep sentence vectors (n, D) in the ring of the last ones."""
+        size = len(self.memory)
+        sentences = sentences[-size:].to(self.memory.dtype)
+        places = (int(self.remembered) + torch.arange(len(sentences), device=sentences.device)) % size
+        self.memory[places] = sentences
+        self.remembered += len(sentences)
+
+    @torch.no_grad()
+    def start(self, iterations: int = 10) -> None:
+        """Make the prototypes the k-means centres of the remembered sentences; a centre that loses all is drawn anew."""
+        points = self.memory[: min(int(self.remembered), len(self.memory))]
+        count = self.embed.num_embeddings
+        centres = points[torch.randint(len(points), (count,), device=points.device)] if len(points) < count else (
+            points[torch.randperm(len(points), device=points.device)[:count]])
+        for _ in range(iterations):
+            member = F.one_hot(torch.cdist(points, centres).argmin(dim=1), count).to(points.dtype)  # (n, K)
+            sizes = member.sum(dim=0).unsqueeze(1)
+            drawn = points[torch.randint(len(points), (count,), device=points.device)]
+            centres = torch.where(sizes > 0, member.T @ points / sizes.clamp_min(1), drawn)
+        self.embed.weight.copy_(centres)
+        self.remembered.zero_()
+        if world_size() > 1:
+            dist.broadcast(self.embed.weight, src=0)
+
+    def set_temperature(self, schedule: Schedule, first: float, progress: float) -> None:
+        """Temperature at `progress` in [0, 1] of the stages that use the bank: to a tenth of the first one at the end."""
+        factor = {"fixed": 1.0, "linear": 1 - 0.9 * progress, "exponential": 0.1**progress}[schedule]
+        self.temperature.fill_(first * factor)

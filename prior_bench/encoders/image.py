@@ -1,0 +1,142 @@
+"""Image encoders: any timm model by name, seen as a last feature map and a pyramid of strides 4, 8, 16 and 32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prior_bench.errors import UserError, unknown_name
+from prior_bench.recipes import ImageEncoderSpec
+from prior_bench.types import ImageInput
+from prior_bench.weights import fit_state, read_state
+
+STRIDES = (4, 8, 16, 32)
+
+
+def image_input(spec: ImageEncoderSpec) -> ImageInput:
+    """How an encoder built from `spec` wants its images. Grey statistics serve all channels where only one is given."""
+    def per_channel(values: tuple[float, ...]) -> tuple[float, ...]:
+        return values * spec.channels if len(values) == 1 else values
+
+    return ImageInput(size=spec.size, channels=spec.channels, mean=per_channel(spec.mean), std=per_channel(spec.std),
+                      fit=spec.fit)
+
+
+class ImageEncoder(nn.Module):
+    """A timm model without its classifier.
+
+    `forward` gives the last map (B, channels, h, w); for a transformer its normalised patch tokens on their grid. A plain
+    transformer has one stride: its pyramid is the last map resampled (the simple pyramid of ViTDet, Li et al. 2022,
+    without its learned layers), and images are resized to the nearest multiple of its patch first.
+    """
+
+    def __init__(self, spec: ImageEncoderSpec):
+        super().__init__()
+        self.model = _create(spec)
+        stages = [(s["reduction"], s["num_chs"]) for s in _stages(self.model)]
+        strides = [stride for stride, _ in stages]
+        self.last = len(stages) - 1
+        self.stride: int = strides[-1]
+        self.channels: int = stages[-1][1]
+        self.plain = len(set(strides)) == 1
+        if self.plain:
+            self.pyramid_channels = (self.channels,) * 4
+        else:
+            missing = [s for s in STRIDES if s not in strides]
+            if missing:
+                raise UserError(f"the image encoder {spec.name!r} has no feature maps of stride {missing}",
+                                where="image.name", expected="a plain transformer, or strides 4, 8, 16 and 32")
+            self.levels = [len(strides) - 1 - strides[::-1].index(s) for s in STRIDES]  # the last map of each stride
+            c4, c8, c16, c32 = (stages[i][1] for i in self.levels)
+            self.pyramid_channels = (c4, c8, c16, c32)
+
+    def grid(self, size: int) -> int:
+        """Side of the last map for square images of `size` pixels."""
+        return self._rounded(size) // self.stride if self.plain else -(-size // self.stride)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._maps(images, [self.last])[0]
+
+    def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Maps of strides 4, 8, 16 and 32 (B, C_i, H/s, W/s)."""
+        if not self.plain:
+            p4, p8, p16, p32 = self._maps(images, self.levels)
+            return p4, p8, p16, p32
+        last = self(images)
+        height, width = images.shape[-2:]
+        p4, p8, p16, p32 = (_resample(last, (height // s, width // s)) for s in STRIDES)
+        return p4, p8, p16, p32
+
+    def _maps(self, images: Tensor, indices: list[int]) -> list[Tensor]:
+        if self.plain:
+            height, width = images.shape[-2:]
+            wanted = (self._rounded(height), self._rounded(width))
+            if wanted != (height, width):
+                images = F.interpolate(images, wanted, mode="bilinear", antialias=True)
+        maps: list[Tensor] = self.model.forward_intermediates(
+            images, indices=indices, norm=self.plain, stop_early=True, output_fmt="NCHW", intermediates_only=True)
+        return maps
+
+    def _rounded(self, size: int) -> int:
+        return max(1, round(size / self.stride)) * self.stride
+
+
+def _resample(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear where the map grows, mean over the covered area where it shrinks."""
+    if x.shape[-2:] == size:
+        return x
+    if size[0] > x.shape[-2]:
+        return F.interpolate(x, size, mode="bilinear", align_corners=False)
+    return F.adaptive_avg_pool2d(x, size)
+
+
+def _stages(model: nn.Module) -> list[dict[str, int]]:
+    info = model.feature_info
+    return list(info if isinstance(info, list) else info.info)  # type: ignore[union-attr, arg-type]
+
+
+def _create(spec: ImageEncoderSpec) -> nn.Module:
+    """The timm model. With "hub" weights and one channel, timm sums the first kernel over RGB."""
+    base = spec.name.partition(".")[0]
+    if not timm.is_model(base):
+        raise unknown_name("image encoder", spec.name, timm.list_models(), where="image.name")
+    options: dict[str, object] = {"num_classes": 0, "global_pool": "", "in_chans": spec.channels}
+    config = timm.get_pretrained_cfg(base)
+    fixed_size = config is not None and config.fixed_input_size  # a transformer: its tables are made for one size
+    hub = spec.weights == "hub"
+    try:
+        if not fixed_size:
+            model: nn.Module = timm.create_model(spec.name, pretrained=hub, **options)
+        else:
+            options["img_size"] = spec.size
+            try:
+                model = timm.create_model(spec.name, pretrained=hub, **options, dynamic_img_size=True)
+            except TypeError:  # windowed transformers stay at one size
+                model = timm.create_model(spec.name, pretrained=hub, **options)
+    except (OSError, RuntimeError) as error:
+        if not hub:
+            raise
+        raise UserError(f"the weights of {spec.name!r} could not be fetched from the hub: {error}", where="image.weights",
+                        fix="give image.weights the path of a local file, or run once where the hub can be reached"
+                        ) from error
+    if not hub and spec.weights != "random":
+        _load_file(model, Path(spec.weights))
+    return model
+
+
+def _load_file(model: nn.Module, file: Path) -> None:
+    """Load a state dict of the bare encoder; classifier weights in it are left out."""
+    state = read_state(file)
+    own = model.state_dict()
+    kept = {key: value for key, value in state.items() if not key.startswith(("fc.", "head.", "classifier."))}
+    kernel = next(iter(own))
+    if kernel in kept and kept[kernel].dim() == 4 and kept[kernel].shape[1] == 3 and own[kernel].shape[1] == 1:
+        kept[kernel] = kept[kernel].sum(dim=1, keepdim=True)
+    coverage = fit_state(model, kept)
+    if coverage.missing or coverage.unexpected:
+        raise UserError("the file does not hold the weights of this image encoder", where=str(file),
+                        expected=f"{len(own)} keys like {kernel}",
+                        fix=f"missing {coverage.missing[:3]}, unexpected {coverage.unexpected[:3]}")

@@ -1,0 +1,138 @@
+"""Text encoders: any transformers encoder by hub name or local folder, or a small BERT trained from scratch.
+
+A text is a sequence of sentences. Each is split into word pieces alone and they are joined with one [CLS] before and one
+[SEP] behind, so that every word piece knows its sentence and special tokens belong to none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prior_bench.errors import UserError
+from prior_bench.recipes import TextEncoderSpec
+
+SMALL_BERT = "small-bert"
+_SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+_MEMO = 100_000  # sentences
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One text: word piece ids (L,) and the sentence (L,) that each belongs to, -1 for special tokens; int64."""
+
+    ids: np.ndarray
+    sentence: np.ndarray
+
+
+class TextEncoder(nn.Module):
+    """A transformers encoder with its tokenizer. `forward` gives the last hidden states (B, L, width)."""
+
+    def __init__(self, model: Any, tokenizer: Any, max_tokens: int):
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.width: int = model.config.hidden_size
+        self.max_tokens = min(max_tokens, getattr(model.config, "max_position_embeddings", max_tokens))
+        self._memo: dict[str, tuple[int, ...]] = {}
+
+    @classmethod
+    def build(cls, spec: TextEncoderSpec, texts: Iterable[str] | None = None, folder: Path | None = None) -> TextEncoder:
+        """An encoder for `spec`: from `folder`, which `save` wrote (the weights are then random, to be loaded), else with
+        a vocabulary from `texts` for "small-bert", else from the hub or the local folder that the spec names."""
+        import transformers
+
+        if folder is not None:
+            config = _from_hub(transformers.AutoConfig, str(folder))
+            model = transformers.AutoModel.from_config(config)
+            tokenizer = _from_hub(transformers.AutoTokenizer, str(folder))
+        elif spec.name == SMALL_BERT:
+            if texts is None:
+                raise UserError("small-bert needs training reports to build its vocabulary from", where="text.name",
+                                fix="pre-train on a dataset with reports, or give weights that bring their tokenizer")
+            tokenizer = build_tokenizer(texts, spec.vocabulary)
+            model = _small_bert(spec, len(tokenizer))
+        else:
+            tokenizer = _from_hub(transformers.AutoTokenizer, spec.name)
+            model = _from_hub(transformers.AutoModel, spec.name)
+        return cls(model, tokenizer, spec.max_tokens)
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer and the model's configuration (not its weights) into a folder."""
+        self.tokenizer.save_pretrained(folder)
+        self.model.config.save_pretrained(folder)
+
+    def tokens(self, sentences: Sequence[str]) -> Tokens:
+        """Word pieces of one text, cut to `max_tokens`; sentences wholly beyond the cut disappear."""
+        pieces = [self._pieces(s) for s in sentences]
+        ids = [i for p in pieces for i in p][: self.max_tokens - 2]
+        index = [n for n, p in enumerate(pieces) for _ in p][: self.max_tokens - 2]
+        first, last = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        return Tokens(np.array([first, *ids, last], np.int64), np.array([-1, *index, -1], np.int64))
+
+    def pad(self, tokens: Sequence[Tokens]) -> dict[str, Tensor]:
+        """Texts of different length as `ids`, `mask` and `sentence`, each (B, longest)."""
+        longest = max(len(t.ids) for t in tokens)
+        ids = np.full((len(tokens), longest), self.tokenizer.pad_token_id, np.int64)
+        sentence = np.full((len(tokens), longest), -1, np.int64)
+        mask = np.zeros((len(tokens), longest), bool)
+        for row, t in enumerate(tokens):
+            ids[row, : len(t.ids)] = t.ids
+            sentence[row, : len(t.ids)] = t.sentence
+            mask[row, : len(t.ids)] = True
+        return {"ids": torch.from_numpy(ids), "mask": torch.from_numpy(mask), "sentence": torch.from_numpy(sentence)}
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        out: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return out
+
+    def _pieces(self, sentence: str) -> tuple[int, ...]:
+        """Word pieces of one sentence, remembered: sentences recur between reports."""
+        if sentence not in self._memo:
+            if len(self._memo) >= _MEMO:
+                self._memo.clear()
+            self._memo[sentence] = tuple(self.tokenizer.encode(sentence, add_special_tokens=False, verbose=False))
+        return self._memo[sentence]
+
+
+def build_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
+    """A lower-casing WordPiece tokenizer with at most `vocabulary` entries; equal texts give an equal vocabulary.
+
+    Words are counted here and given to the trainer in sorted order, so that ties do not hang on the order of the texts.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = list(_SPECIAL.values())
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(sorted(texts), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_SPECIAL)
+
+
+def _small_bert(spec: TextEncoderSpec, vocabulary: int) -> nn.Module:
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(vocab_size=vocabulary, hidden_size=spec.width, num_hidden_layers=spec.layers,
+                        num_attention_heads=spec.heads, intermediate_size=4 * spec.width,
+                        max_position_embeddings=spec.max_tokens, pad_token_id=0)
+    model: nn.Module = BertModel(config, add_pooling_layer=False)
+    return model
+
+
+def _from_hub(factory: Any, name: str) -> Any:
+    try:
+        return factory.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the text encoder {name!r} could not be loaded: {str(error).splitlines()[0]}", where="text.name",
+                        expected="a transformers model on the hub or in a local folder",
+                        fix="download the model once and give text.name its folder") from error

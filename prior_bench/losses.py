@@ -1,0 +1,72 @@
+"""Losses that methods share: pure functions of tensors, with negatives gathered from all ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """Sum over ranks, whose gradient is the sum over ranks as well: every rank's loss depends on every rank's input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone()
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(*tensors: Tensor) -> tuple[list[Tensor], int]:
+    """The rows of all ranks, in rank order and with gradient, and the number of rows that come before this rank's.
+
+    Ranks may hold different numbers of rows. Each rank writes its rows into a zero tensor of the total size and the
+    tensors are summed, so the backward pass needs nothing but the same sum. Args: tensors (B, ...) with one B.
+    """
+    if world_size() == 1:
+        return list(tensors), 0
+    rows = tensors[0].new_zeros(world_size(), dtype=torch.long)
+    rows[dist.get_rank()] = len(tensors[0])
+    dist.all_reduce(rows)
+    sizes = rows.tolist()
+    before = sum(sizes[: dist.get_rank()])
+    after = sum(sizes) - before - len(tensors[0])
+    gathered = []
+    for x in tensors:
+        padding = [0, 0] * (x.dim() - 1) + [before, after]
+        gathered.append(_AllReduceSum.apply(F.pad(x, padding)))
+    return gathered, before
+
+
+def info_nce(a: Tensor, b: Tensor, scale: Tensor | float) -> Tensor:
+    """Symmetric InfoNCE over the pairs (a_i, b_i) of all ranks (van den Oord et al., 2018; CLIP's form).
+
+    Args: a, b (B, D) unit length; scale: inverse temperature. Each rank contributes its own rows against all columns,
+    weighted so that the mean over ranks (of the losses, and by DistributedDataParallel of the gradients) is the mean over
+    all pairs, whatever each rank's number of rows.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = a.float(), b.float()
+        (all_a, all_b), before = gather(a, b)
+        labels = torch.arange(len(a), device=a.device) + before
+        total = (F.cross_entropy(scale * a @ all_b.T, labels, reduction="sum")
+                 + F.cross_entropy(scale * b @ all_a.T, labels, reduction="sum"))
+        return total / 2 * world_size() / len(all_a)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` (...) where `mask` (...) is set; zero where nothing is set."""
+    return (values * mask).sum() / mask.sum().clamp_min(1)

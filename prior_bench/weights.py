@@ -1,0 +1,251 @@
+"""Weights: our own folders (safetensors, recipe, tokenizer), files by methods' authors, and how much of a model they cover.
+
+Nothing is ever unpickled: files by others are read with `weights_only=True`, and a configuration is never taken from one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from prior_bench import plugins
+from prior_bench.digests import digest_array, digest_file, digest_json
+from prior_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from prior_bench.method import Method
+    from prior_bench.recipes import Recipe
+
+SCHEMA = 1
+WEIGHTS, RECIPE, META, TOKENIZER = "weights.safetensors", "recipe.json", "meta.json", "tokenizer"
+PARTS = {"image_encoder": "image encoder", "text_encoder": "text encoder"}  # by first name of a key; the rest are heads
+HEADS = "heads"
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+
+
+# ------------------------------------------------------------------------------------------ coverage
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How much of a model a file fills, by part (image encoder, text encoder, heads), in keys.
+
+    `missing` are the model's keys that the file lacks or has in another shape; `unexpected` are the file's keys without a
+    place in the model.
+    """
+
+    loaded: Mapping[str, int]
+    expected: Mapping[str, int]
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+
+    def share(self, part: str) -> float:
+        """Share of the part's keys that were loaded, 0..1; 1 for a part that the model does not have."""
+        expected = self.expected.get(part, 0)
+        return self.loaded.get(part, 0) / expected if expected else 1.0
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{part} {self.loaded.get(part, 0)}/{n} keys ({100 * self.share(part):.0f} %)"
+                          for part, n in self.expected.items())
+        return f"loaded {parts}; {len(self.missing)} missing, {len(self.unexpected)} unexpected"
+
+
+def part_of(key: str) -> str:
+    return PARTS.get(key.partition(".")[0], HEADS)
+
+
+def coverage_of(module: nn.Module, state: Mapping[str, Tensor]) -> Coverage:
+    """What loading `state` into `module` would fill."""
+    own = module.state_dict()
+    loaded: dict[str, int] = {}
+    expected: dict[str, int] = {}
+    missing = []
+    for key, value in own.items():
+        part = part_of(key)
+        expected[part] = expected.get(part, 0) + 1
+        if key in state and state[key].shape == value.shape:
+            loaded[part] = loaded.get(part, 0) + 1
+        else:
+            has = f" (shape {tuple(state[key].shape)} instead of {tuple(value.shape)})" if key in state else ""
+            missing.append(key + has)
+    return Coverage(loaded, expected, tuple(missing), tuple(key for key in state if key not in own))
+
+
+def fit_state(module: nn.Module, state: Mapping[str, Tensor]) -> Coverage:
+    """Load the keys that fit by name and shape; says which did not."""
+    coverage = coverage_of(module, state)
+    own = module.state_dict()
+    module.load_state_dict({k: v for k, v in state.items() if k in own and v.shape == own[k].shape}, strict=False)
+    return coverage
+
+
+# --------------------------------------------------------------------------------------- reading files
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """The state dict in a safetensors or PyTorch file, unwrapped (`state_dict`, `model`) and without `module.` prefixes."""
+    file = Path(file)
+    if not file.is_file():
+        raise UserError("the weights file does not exist", where=str(file), fix="check the path")
+    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    for wrapper in _WRAPPERS:
+        if isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not state:
+        raise UserError("the weights file holds no tensors", where=str(file), expected="a state dict, bare or under "
+                        + " or ".join(repr(w) for w in _WRAPPERS))
+    while all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def _read_safetensors(file: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise _unreadable(file, error) from error
+
+
+def _read_torch(file: Path) -> Any:
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"the weights file holds more than tensors, or is damaged, and was not opened: {reason}", where=str(file),
+            expected="a file that torch.load(weights_only=True) accepts",
+            fix="unpickling can run any code: where you trust its source, save its state dict alone, best as safetensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise _unreadable(file, error) from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"the weights file holds a {type(content).__name__}", where=str(file), expected="a state dict")
+    return content
+
+
+def _unreadable(file: Path, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"the weights file cannot be read, it may be truncated: {reason}", where=str(file),
+                     expected="a complete safetensors or PyTorch file", fix="download or copy it again and compare its size")
+
+
+def load_checkpoint(method: Method, file: Path, allow_partial: bool = False) -> Coverage:
+    """Fill a method from a weights file of ours or, by `Method.adapt_checkpoint`, of its authors.
+
+    Refuses a file that does not fill the whole image encoder, or fills a part of the text encoder only, unless
+    `allow_partial`. A file without a text encoder makes the method vision-only (`has_text` False).
+    """
+    file = Path(file)
+    state = method.adapt_checkpoint(read_state(file / WEIGHTS if file.is_dir() else file))
+    coverage = coverage_of(method, state)
+    image, text = (coverage.share(PARTS[p]) for p in ("image_encoder", "text_encoder"))
+    if not allow_partial and (image < 1 or 0 < text < 1):
+        raise UserError(f"the file does not fit the {method.name} model: {coverage}", where=str(file),
+                        expected="every weight of the image encoder, and of the text encoder if there is one",
+                        fix=f"choose the recipe that the file was made with; first missing: "
+                            f"{', '.join(coverage.missing[:3]) or 'none'}; first unexpected: "
+                            f"{', '.join(coverage.unexpected[:3]) or 'none'}; or allow partial weights by name")
+    fit_state(method, state)
+    if text == 0 and method.has_text:
+        method.has_text = False
+    return coverage
+
+
+# ----------------------------------------------------------------------------------------- our folders
+
+
+def save_weights(folder: Path, method: Method, recipe: Recipe, provenance: Mapping[str, Any]) -> Path:
+    """Write a method's weights folder in one step: it is there complete, or not at all."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    state = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in method.state_dict().items()}
+    save_file(state, temporary / WEIGHTS)
+    (temporary / RECIPE).write_text(json.dumps(recipe.model_dump(mode="json"), indent=2), encoding="utf-8")
+    meta = {"schema": SCHEMA, "method": method.name, "image_input": asdict(method.image_input),
+            "parameters": sum(p.numel() for p in method.parameters()), "provenance": dict(provenance)}
+    (temporary / META).write_text(json.dumps(meta, indent=2, default=str), encoding="utf-8")
+    if method.has_text:
+        (temporary / TOKENIZER).mkdir()
+        method.save_tokenizer(temporary / TOKENIZER)
+    for path in temporary.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as f:
+                os.fsync(f.fileno())
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+        os.replace(folder, old)
+        os.replace(temporary, folder)
+        shutil.rmtree(old)
+    else:
+        os.replace(temporary, folder)
+    return folder
+
+
+def load_method(folder: Path) -> Method:
+    """The method in a weights folder of ours, in eval mode."""
+    folder = Path(folder)
+    meta = _read_json(folder / META)
+    cls = plugins.load("methods", meta["method"])
+    recipe = cls.recipe_class.model_validate(_read_json(folder / RECIPE))
+    recipe = recipe.model_copy(update={"image": recipe.image.model_copy(update={"weights": "random"})})
+    tokenizer = folder / TOKENIZER
+    method: Method = new_method(cls, recipe, seed=0, tokenizer=tokenizer if tokenizer.is_dir() else None)
+    state = read_state(folder / WEIGHTS)
+    coverage = fit_state(method, state)
+    if coverage.missing or coverage.unexpected:
+        raise UserError(f"the weights do not fit this version of {method.name}: {coverage}", where=str(folder),
+                        expected=f"keys as written by version {SCHEMA} of the format",
+                        fix=f"pre-train again; first missing: {coverage.missing[:3]}")
+    return method.eval()
+
+
+def new_method(cls: type[Method], recipe: Recipe, seed: int, texts: Iterable[str] | None = None,
+               tokenizer: Path | None = None) -> Method:
+    """A freshly initialised method whose random weights hang on `seed` alone; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return cls.from_recipe(recipe, texts, tokenizer).eval()
+
+
+def _read_json(file: Path) -> Any:
+    if not file.is_file():
+        raise UserError("this is not a weights folder", where=str(file.parent), expected=f"{WEIGHTS}, {RECIPE} and {META}",
+                        fix="give the folder that `prior-bench pretrain` printed, or a weights file")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"the file is not valid JSON: {error}", where=str(file), fix="pre-train again") from error
+
+
+# ------------------------------------------------------------------------------------------- digests
+
+
+def weights_digest(path: Path, memo: Path | None = None) -> str:
+    """Digest of what a weights folder or file computes: weights, recipe and tokenizer; not its provenance."""
+    path = Path(path)
+    if path.is_file():
+        return digest_file(path, memo)
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != META)
+    return digest_json([[str(p.relative_to(path)), digest_file(p, memo)] for p in files])
+
+
+def state_digest(method: nn.Module) -> str:
+    """Digest of a method's weights in memory, for references that have no file."""
+    return digest_json([[key, digest_array(value.detach().cpu().numpy())] for key, value in method.state_dict().items()])
