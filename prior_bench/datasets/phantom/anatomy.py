@@ -12,7 +12,7 @@ from math import pi
 
 import numpy as np
 
-from prior_bench.datasets.phantom.canvas import Array, Frame, noise, smoothstep, texture
+from prior_bench.datasets.phantom.canvas import Array, Frame, noise, smooth_max, smoothstep, texture
 
 SIDES = {"right": -1, "left": 1}  # the sign of x
 RIBS = range(1, 11)
@@ -89,7 +89,7 @@ def draw_exam(rng: np.random.Generator, portable: float = 0.4) -> Exam:
         shift=(float(u(-0.03, 0.03)), float(u(-0.03, 0.03))), zoom=u(0.92, 1.08),
         rotation=float(np.clip(rng.normal(0, 0.008), -0.02, 0.02)) * spread,
         inspiration=u(0.2, 1.0) if bed else u(0.0, 0.5), exposure=rng.normal(0, 0.10) * spread, contrast=u(0.85, 1.2),
-        noise=u(0.012, 0.03) * spread, marker=str(rng.choice(["L", "R", ""], p=[0.45, 0.35, 0.2])),
+        noise=u(0.008, 0.022) * spread, marker=str(rng.choice(["L", "R", ""], p=[0.45, 0.35, 0.2])),
         electrodes=bool(bed and u() < 0.5), catheter=str(rng.choice(["right", "left"])) if bed and u() < 0.3 else "",
         tube=bool(bed and u() < 0.2), collimation=(edges[0], edges[1], edges[2], edges[3]), seed=int(rng.integers(1 << 31)))
 
@@ -117,8 +117,7 @@ class Thorax:
         self.frame = Frame(size, exam.tilt, exam.shift, exam.zoom)
         self.rng = np.random.default_rng([patient.seed, exam.seed])
         self.lung = {side: self._lung(sign) for side, sign in SIDES.items()}
-        self.heart = self._heart()
-        self.mediastinum = np.maximum(self.heart, self._mediastinum())
+        self.heart, self.mediastinum = self._heart_and_mediastinum()
         field = np.maximum(self.lung["right"], self.lung["left"])
         self.lungs = field * (1 - self.mediastinum)
         self.air = self._air(field)
@@ -175,24 +174,23 @@ class Thorax:
         shift = self.exam.rotation + self.disease.push * smoothstep((y - 0.1) / 0.3)
         return np.asarray(shift + self.patient.scoliosis * np.sin(pi * y))
 
-    def _heart(self) -> Array:
+    def _heart_and_mediastinum(self) -> tuple[Array, Array]:
+        """Coverage of the heart, and of the whole central shadow: heart, great vessels, aortic knob, in one contour."""
         p, f = self.patient, self.frame
         ratio = (self.disease.heart or p.heart) * (1.06 if self.exam.view == "AP" else 1.0)
         half = ratio * p.width
-        squat = 0.72 + 0.08 * self.exam.inspiration
+        squat = 0.74 + 0.08 * self.exam.inspiration - 0.5 * max(ratio - 0.5, 0)
         c, s = np.cos(p.heart_angle), np.sin(p.heart_angle)
         long = half / np.hypot(c, squat * s)
-        x = 0.32 * half + float(self.midline(0.6))
-        y = self.base("left") - 0.60 * long - 0.005
-        return f.ellipse(x, y, long, squat * long, p.heart_angle, blur=0.008)
-
-    def _mediastinum(self) -> Array:
-        p, f = self.patient, self.frame
-        x = f.x - self.midline(f.y)
-        half = 0.058 + 0.03 * smoothstep((0.22 - f.y) / 0.2) + 0.05 * smoothstep((f.y - 0.30) / 0.45)
-        column = f.edge(half * (1 - 0.25 * (x < 0)) - np.abs(x), 0.012)
-        knob = f.ellipse(0.048 + float(self.midline(0.31)), 0.315, p.knob + 0.008, p.knob + 0.012, blur=0.008)
-        return np.maximum(column, knob)
+        x, y = 0.32 * half + float(self.midline(0.6)), self.base("left") - 0.60 * long - 0.005
+        heart = f.inside_ellipse(x, y, long, squat * long, p.heart_angle)
+        from_middle = f.x - self.midline(f.y)
+        column = 0.055 + 0.03 * smoothstep((0.22 - f.y) / 0.2) + 0.04 * smoothstep((f.y - 0.30) / 0.45)
+        column = column * (1 - 0.25 * (from_middle < 0)) - np.abs(from_middle)
+        knob = f.inside_ellipse(0.046 + float(self.midline(0.31)), 0.315, p.knob + 0.008, p.knob + 0.012)
+        trunk = f.inside_ellipse(0.045 + float(self.midline(0.4)), 0.395, 0.035, 0.05)
+        shadow = smooth_max(smooth_max(heart, column, 0.025), smooth_max(knob, trunk, 0.012), 0.012)
+        return f.edge(heart, 0.008), f.edge(shadow, 0.008)
 
     # ---------------------------------------------------------------------------------------- layers
 
@@ -215,21 +213,20 @@ class Thorax:
         for side, sign in SIDES.items():
             x, y = sign * 0.075 + float(self.midline(0.42)), self.patient.hilum + (0.02 if side == "right" else 0.0)
             self.frame.stroke(layer, [(x, y - 0.045), (x + sign * 0.012, y), (x + sign * 0.006, y + 0.07)], 0.032, 0.8, 0.022)
-            for angle in rng.uniform(-1.25, 1.35, 13):
-                self._branch(layer, rng, (x, y), sign, angle, rng.uniform(0.16, 0.26), 0.011 * wide, 2)
+            for angle in np.linspace(-1.3, 1.4, 8) + rng.uniform(-0.15, 0.15, 8):
+                self._branch(layer, rng, (x, y), sign, angle, rng.uniform(0.15, 0.25), 0.012 * wide, 3)
         return layer * self.patient.markings * np.maximum(self.lungs, 0.12) * (0.17 + 0.06 * self.disease.congestion)
 
     def _branch(self, layer: Array, rng: np.random.Generator, start: tuple[float, float], sign: int, angle: float,
                 length: float, width: float, levels: int) -> None:
         bend, path, (x, y) = rng.normal(0, 0.25), [start], start
-        for step in range(3):
+        for step in range(levels):
             direction = angle + bend * step
-            x, y = x + sign * np.cos(direction) * length / 3, y + np.sin(direction) * length / 3
+            x, y = x + sign * np.cos(direction) * length / levels, y + np.sin(direction) * length / levels
             path.append((x, y))
         self.frame.stroke(layer, path, width, 0.9, width * 0.5)
-        if levels:
-            for turn in (rng.uniform(0.2, 0.7), -rng.uniform(0.2, 0.7)):
-                node = path[1] if turn > 0 else path[2]
+        if levels > 1:
+            for node, turn in ((path[1], rng.uniform(0.2, 0.7)), (path[2], -rng.uniform(0.2, 0.7))):
                 self._branch(layer, rng, node, sign, angle + turn, length * 0.65, width * 0.6, levels - 1)
 
     def rib(self, side: str, number: int, s: Array | float) -> Array | float:
@@ -308,10 +305,10 @@ class Thorax:
         """Soft tissue along the beam, 0 outside the body."""
         f, p = self.frame, self.patient
         a = np.abs(f.x)
-        shoulder = 0.02 + 0.13 * smoothstep((a - 0.10) / 0.36) - 0.03 * p.habitus
-        torso = np.minimum(f.y - shoulder, 0.47 + 0.06 * p.habitus - a + 0.10 * smoothstep((0.35 - f.y) / 0.2))
-        neck = 0.085 + 0.03 * p.habitus - a
-        body = f.edge(np.maximum(torso, np.minimum(neck, 0.2 - f.y)), 0.02)
+        neck = 0.09 + 0.03 * p.habitus
+        shoulder = 0.01 + 0.13 * smoothstep((a - neck) / 0.36) - 0.03 * p.habitus - 0.4 * smoothstep((neck + 0.02 - a) / 0.07)
+        flank = 0.47 + 0.06 * p.habitus - a + 0.10 * smoothstep((0.35 - f.y) / 0.2)
+        body = f.edge(np.minimum(f.y - shoulder, flank), 0.02)
         thick = 0.80 + 0.12 * p.habitus + 0.10 * (1 - (f.x / 0.5) ** 2) - 0.16 * smoothstep((0.22 - f.y) / 0.25)
         rim = 0.10 * smoothstep((a - p.width + 0.02) / 0.06)
         return body * (thick + rim)
@@ -369,10 +366,10 @@ class Thorax:
         body = self._body()
         inside = np.clip(body * 3, 0, 1)
         tissue = body + 0.13 * self.mediastinum + self._abdomen() + self._breasts() + 0.03 * texture(self.rng, f.size, 5, 2)
-        beam = tissue - 0.60 * self.air + self.water - self._airways() + self.bone
+        beam = tissue - 0.54 * self.air + self.water - self._airways() + self.bone
         beam = beam * inside + 0.45 * self.metal + 0.11 * self.plastic
         beam = beam + e.exposure * 0.5 + 0.03 * noise(self.rng, f.size, 2)
-        film = 1 / (1 + np.exp(-5.2 * e.contrast * (beam - 0.74)))
+        film = 1 / (1 + np.exp(-4.6 * e.contrast * (beam - 0.70)))
         grain = noise(self.rng, f.size, f.size) + 0.7 * noise(self.rng, f.size, f.size // 2)
         film = film + grain * e.noise * (0.5 + film)
         film = np.maximum(film, self._marker())

@@ -20,6 +20,12 @@ def smoothstep(t: ArrayLike) -> Array:
     return t * t * (3.0 - 2.0 * t)
 
 
+def smooth_max(a: Array, b: Array, radius: float) -> Array:
+    """Maximum of two signed distances with its kink rounded over `radius` (polynomial, Inigo Quilez)."""
+    h = np.maximum(radius - np.abs(a - b), 0.0) / radius
+    return np.asarray(np.maximum(a, b) + h * h * (radius / 4))
+
+
 class Frame:
     """The pixel grid of one exposure: where each pixel lies in the thorax.
 
@@ -52,12 +58,17 @@ class Frame:
         width = blur + 1.2 / self.unit
         return smoothstep(np.asarray(inside, np.float32) / np.float32(width) + np.float32(0.5))
 
+    def inside_ellipse(self, x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> Array:
+        """About the distance to the edge of an ellipse, positive inside; its first axis is turned by `angle` (radians,
+        clockwise on the image)."""
+        c, s = float(np.cos(angle)), float(np.sin(angle))
+        u = ((self.x - x) * c + (self.y - y) * s) / rx
+        v = ((self.y - y) * c - (self.x - x) * s) / ry
+        return np.asarray((1.0 - np.sqrt(u * u + v * v)) * min(rx, ry))
+
     def ellipse(self, x: float, y: float, rx: float, ry: float, angle: float = 0.0, blur: float = 0.0) -> Array:
-        """Coverage of an ellipse whose first axis is turned by `angle` (radians, clockwise on the image)."""
-        c, s = np.cos(angle), np.sin(angle)
-        u = (self.x - x) * c + (self.y - y) * s
-        v = (self.y - y) * c - (self.x - x) * s
-        return self.edge((1.0 - np.sqrt((u / rx) ** 2 + (v / ry) ** 2)) * min(rx, ry), blur)
+        """Coverage of an ellipse (see `inside_ellipse`)."""
+        return self.edge(self.inside_ellipse(x, y, rx, ry, angle), blur)
 
     def stroke(self, layer: Array, points: Sequence[tuple[float, float]], width: float, value: float = 1.0,
                end_width: float | None = None) -> None:
