@@ -1,8 +1,8 @@
 """Checkpoints that a killed run resumes from: written atomically, read without running anything that they hold.
 
-MMEngine's own falls back to `weights_only=False`, evaluates the config that a file holds and saves no random state. Here a
-file is read with `weights_only=True` and no fallback, and holds the state of every generator, so that a resumed run on CPU
-equals the uninterrupted one bit for bit.
+MMEngine's own falls back to `weights_only=False`, evaluates the config that a file holds and saves no random state.
+Here a file is read with `weights_only=True` and no fallback, and holds the state of every generator, so that a resumed
+run on CPU equals the uninterrupted one bit for bit.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,27 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
                             "it continues from the last checkpoint") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_folder(folder: Path, need: int = 1 << 20) -> None:
+    """Make a folder and write to it, before anything is computed for it.
+
+    Raises:
+        UserError: it cannot be written, or its disk has less than `need` bytes free.
+    """
+    folder = Path(folder)
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"probe")
+        probe.unlink()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UserError(f"the folder cannot be written: {error.strerror or error}", where=str(folder),
+                        fix="choose another folder (--cache, --output), or mend its permissions") from error
+    if free < need:
+        raise UserError(f"the disk is full: {free / 2**20:.0f} MiB are free, {need / 2**20:.0f} MiB are needed",
+                        where=str(folder), fix="free space there, or choose another disk (--cache, --output)")
 
 
 def sync_folder(folder: Path) -> None:
@@ -93,13 +115,14 @@ def load_model(model: nn.Module, content: Mapping[str, Any], path: Path, strict:
 def random_state(device: torch.device) -> dict[str, Tensor]:
     """The global generators of python, numpy, torch and the CUDA device, as tensors of fixed shape."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]
-    assert version == 3 and name == "MT19937"
+    assert version == 3, "python's generator changed its format"
+    legacy: Any = np.random.get_state(legacy=False)
+    numpy_words = [*legacy["state"]["key"].tolist(), legacy["state"]["pos"], legacy["has_gauss"]]
     state = {
         "python": torch.tensor(words, dtype=torch.int64),
         "python_gauss": torch.tensor(float("nan") if gauss is None else gauss, dtype=torch.float64),
-        "numpy": torch.tensor([*keys.tolist(), position, has_gauss], dtype=torch.int64),
-        "numpy_gauss": torch.tensor(cached, dtype=torch.float64),
+        "numpy": torch.tensor(numpy_words, dtype=torch.int64),
+        "numpy_gauss": torch.tensor(legacy["gauss"], dtype=torch.float64),
         "torch": torch.get_rng_state(),
     }
     if device.type == "cuda":

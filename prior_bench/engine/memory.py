@@ -30,8 +30,9 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def in_batches(n: int, batch: int, run: Callable[[slice], T], note: Callable[[str], None] = lambda text: None) -> Iterator[T]:
-    """Yield `run(slice)` over 0..n in batches; where memory runs out the batch is halved, noted, and the slice tried again.
+def in_batches(n: int, batch: int, run: Callable[[slice], T],
+               note: Callable[[str], None] = lambda text: None) -> Iterator[T]:
+    """Yield `run(slice)` over 0..n in batches; where memory runs out the batch is halved and the slice tried again.
 
     For encoding, where a result does not depend on the batch it was computed in.
 
@@ -75,9 +76,15 @@ def batch_that_fits(batch: int, attempt: Callable[[int], None], smallest: int = 
 
 
 def training_error(batch: int, fits: int | None, kept: str) -> UserError:
-    """The error of a training that ran out of memory. `kept`: where the last checkpoint lies, or that there is none."""
+    """The error of a training that ran out of memory.
+
+    Args:
+        batch: that did not fit.
+        fits: that was tried and fits; None: none was found.
+        kept: where the last checkpoint lies, or that there is none.
+    """
     if fits is None:
-        fix = "use a device with more memory, a smaller image size or a smaller encoder"
+        fix = f"no batch is known to fit; try --set training.batch={max(2, batch // 2)}, or smaller images"
     else:
         fix = f"a batch of {fits} fits: --set training.batch={fits} (another recipe: the batch holds the negatives)"
     return UserError(f"out of memory in training with a batch of {batch}", where=kept,

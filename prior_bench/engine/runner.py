@@ -1,7 +1,7 @@
 """MMEngine's Runner without its noise and its unsafe loading: what all training in this project shares.
 
-Pre-training, fine-tuning, segmentation and detection build a `QuietRunner` with the arguments of `mmengine.runner.Runner`
-and one more, `precision`. It writes nothing by itself (no config dump, log file, visualizer or environment report), leaves
+Pre-training, fine-tuning, segmentation and detection build a `QuietRunner` with the arguments of MMEngine's Runner and
+one more, `precision`. It writes nothing by itself (no config dump, log file, visualizer or environment report), leaves
 the process alone (start method, thread counts, seeds), puts the model where `precision` says, and keeps checkpoints by
 `engine.checkpoint`, so that MMEngine's own loading is never reached. Rates follow plain functions of the step:
 
@@ -16,7 +16,8 @@ the process alone (start method, thread counts, seeds), puts the model where `pr
     )
     runner.train()
 
-Give step-based loops an endless sampler (`mmengine.dataset.InfiniteSampler`): MMEngine sleeps two seconds whenever one ends.
+Give MMEngine's step-based loops an endless sampler (`mmengine.dataset.InfiniteSampler`): they sleep two seconds
+whenever one ends.
 """
 
 from __future__ import annotations
@@ -100,12 +101,12 @@ class QuietRunner(Runner):
 
     Args:
         model: an MMEngine model (or its config in the registry scope `default_scope`); placed by `precision`, its
-            `forward` under autocast both in training and in evaluation, wrapped in DistributedDataParallel where a process
-            group exists.
+            `forward` under autocast both in training and in evaluation, wrapped in DistributedDataParallel where a
+            process group exists.
         work_dir: folder for checkpoints, in the cache.
         precision: where and how to compute.
         default_hooks: MMEngine's, all off unless given, except the one that tells samplers the epoch.
-        load_from, resume: a checkpoint file of `save_checkpoint`; weights alone, or with `resume` all of the run's state.
+        load_from, resume: a checkpoint file of `save_checkpoint`: its weights, or with `resume` all of the run's state.
         others: as in `mmengine.runner.Runner`; `randomness`, `launcher`, `env_cfg`, `visualizer`, `cfg` are not taken.
     """
 
@@ -115,6 +116,7 @@ class QuietRunner(Runner):
         if refused:
             raise TypeError(f"QuietRunner does not take {', '.join(sorted(refused))}")
         self.precision = precision
+        self.meta: dict[str, Any] = {}  # of the checkpoint that was resumed
         off = dict.fromkeys(("runtime_info", "timer", "logger", "param_scheduler", "checkpoint"))
         super().__init__(model, str(work_dir), default_hooks=off | (default_hooks or {}),
                          load_from=None if load_from is None else str(load_from),
@@ -144,7 +146,7 @@ class QuietRunner(Runner):
         pass  # it calls nvcc, gcc and git
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
-        """Place the model, cast its forward, and wrap it for distributed training; MMEngine's takes any GPU it finds."""
+        """Place the model, cast its forward, wrap it for distributed training; MMEngine's takes any GPU it finds."""
         device = self.precision.device
         model = autocast_forward(self.precision.place(model), self.precision)
         if not self._distributed:
@@ -158,18 +160,17 @@ class QuietRunner(Runner):
     # Checkpoints: ours only.
 
     @property
-    def bare_model(self) -> nn.Module:
+    def bare_model(self) -> Any:
         """The model without its distributed wrapper."""
         return self.model.module if is_model_wrapper(self.model) else self.model
 
     def load_or_resume(self) -> None:
-        if self._has_loaded or self._load_from is None:
-            return
-        self._has_loaded = True
-        if self._resume:
-            self.resume(self._load_from)
-        else:
-            self.load_checkpoint(self._load_from)
+        file: str | None = self._load_from
+        self._load_from = None  # once, though train, val and test all call this
+        if file is not None and self._resume:
+            self.resume(file)
+        elif file is not None:
+            self.load_checkpoint(file)
 
     def save_checkpoint(self, out_dir: str | Path, filename: str, *_: Any, save_optimizer: bool = True,
                         meta: dict[str, Any] | None = None, by_epoch: bool = False, **__: Any) -> None:
@@ -200,8 +201,8 @@ class QuietRunner(Runner):
         """Continue from a file of `save_checkpoint`, as if nothing had happened since."""
         content = self.load_checkpoint(filename)
         self.train_loop._iter, self.train_loop._epoch = content["iter"], content["epoch"]
-        self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
         self.optim_wrapper.load_state_dict(content["optimizer"])
+        self.meta = content["meta"]
         checkpoint.set_random_state(content["random"][self._rank], self.precision.device)
 
 
@@ -216,5 +217,5 @@ def autocast_forward(model: nn.Module, precision: Precision) -> nn.Module:
         with precision.cast():
             return forward(*arguments, **keywords)
 
-    model.forward = cast  # type: ignore[method-assign]
+    model.forward = cast
     return model
