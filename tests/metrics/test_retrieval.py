@@ -1,0 +1,87 @@
+"""Retrieval ranks against a plain loop over all pairs, with ties, several positives and relabelled galleries."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prior_bench.metrics import retrieval
+
+
+def vectors(rng, n, d=3):
+    """Few distinct float16 vectors, so that many similarities are tied."""
+    return rng.integers(-1, 2, (n, d)).astype(np.float16)
+
+
+def rank_by_loop(similarity, positive):
+    if not any(positive):
+        return np.nan
+    best = max(s for s, p in zip(similarity, positive, strict=True) if p)
+    negatives = [s for s, p in zip(similarity, positive, strict=True) if not p]
+    return 1 + sum(s > best for s in negatives) + sum(s == best for s in negatives) / 2
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 1000), st.integers(1, 7))
+def test_ranks_as_a_loop(q, g, seed, chunk):
+    rng = np.random.default_rng(seed)
+    queries, gallery = vectors(rng, q), vectors(rng, g)
+    query_labels, gallery_labels = rng.integers(0, 5, q), rng.integers(0, 5, g)
+    found = retrieval.ranks(queries, gallery, query_labels, gallery_labels, chunk)
+    similarity = (queries.astype(float) @ gallery.T.astype(float)).tolist()
+    expected = [rank_by_loop(similarity[i], gallery_labels == query_labels[i]) for i in range(q)]
+    np.testing.assert_array_equal(found, expected)
+    two = retrieval.ranks(queries, gallery, query_labels, np.stack([gallery_labels[::-1], gallery_labels]), chunk)
+    np.testing.assert_array_equal(two[1], found)
+
+
+@given(st.integers(1, 12), st.integers(2, 8), st.integers(0, 1000))
+def test_precision_is_the_expectation_over_the_orders_of_ties(q, g, seed):
+    rng = np.random.default_rng(seed)
+    queries, gallery = vectors(rng, q, 2), vectors(rng, g, 2)
+    query_classes, gallery_classes = rng.integers(0, 3, q), np.eye(3, dtype=bool)[rng.integers(0, 3, g)]
+    found = retrieval.precision_at(queries, gallery, query_classes, gallery_classes, (1, 2), chunk=5)
+    i = int(rng.integers(q))
+    similarity = gallery.astype(float) @ queries[i].astype(float)
+    shares = []
+    for order in itertools.islice(itertools.permutations(range(g)), 5040):
+        top = sorted(order, key=lambda j: -similarity[j])  # stable: the permutation orders the ties
+        shares.append([np.mean([gallery_classes[j, query_classes[i]] for j in top[:k]]) for k in (1, 2)])
+    if g <= 7:  # all orders were seen
+        np.testing.assert_allclose(found[i], np.mean(shares, axis=0))
+
+
+def test_ranks_are_exact_whatever_the_chunk():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 256))
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
+    gallery = np.concatenate([x, x[:100]])  # exact duplicates: ties
+    labels = np.r_[np.arange(300), 300 + np.arange(100)]
+    found = [retrieval.ranks(x, gallery, np.arange(300), labels, chunk) for chunk in (1, 7, 64, 1000)]
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+    np.testing.assert_array_equal(found[0], np.r_[np.full(100, 1.5), np.ones(200)])
+
+
+def test_constant_vectors_rank_in_the_middle():
+    ones = np.ones((9, 4), np.float16)
+    assert retrieval.ranks(ones, ones, np.arange(9), np.arange(9)).tolist() == [5.0] * 9
+
+
+def test_recall_and_small_galleries():
+    assert retrieval.recall_at(np.array([1, 1.5, 10, np.nan]), 1).tolist()[:3] == [1, 0, 0]
+    assert np.isnan(retrieval.recall_at(np.array([np.nan]), 1)).all()
+    one = np.ones((1, 2))
+    found = retrieval.precision_at(one, one, np.array([0]), np.ones((1, 1), bool), (1, 5))
+    assert found[0, 0] == 1
+    assert np.isnan(found[0, 1])
+
+
+def test_chance_of_random_vectors_is_what_permuting_gives():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 8))
+    permuted = retrieval.permutations(200, rng)
+    ranks = retrieval.ranks(x, x, np.arange(200), permuted)
+    assert ranks.shape == (retrieval.PERMUTATIONS, 200)
+    assert retrieval.recall_at(ranks, 10).mean() == pytest.approx(10 / 200, abs=0.02)
