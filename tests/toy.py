@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -25,7 +26,7 @@ class ToyDataset(Dataset):
     name = "toy"
     title = "Toy shapes"
     needs_root = False
-    targets: Mapping[str, Target] = {
+    targets: ClassVar[Mapping[str, Target]] = {
         "findings": Target("findings", "multilabel", SHAPES, prompts=True),
         "place": Target("place", "exclusive", PLACES, prompts=True),
         "disc": Target("disc", "mask", ("disc",)),

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,17 +53,30 @@ def decode(path: Path) -> Image.Image:
 
     Raises: BadImage for a file that is missing, empty, no image, truncated, animated or larger than `MAX_PIXELS`.
     """
-    path, again = Path(path), "copy or download it again"
+    with _opened(Path(path)) as image:
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            raise BadImage(path, f"it has {frames} frames", "save the frame that is meant as a file")
+        image.load()
+        return _grey(image)
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Height and width from the file's header, without decoding. Raises BadImage as `decode` does."""
+    with _opened(Path(path)) as image:
+        return image.height, image.width
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The opened file; what Pillow raises on it, here or in the block, becomes a BadImage."""
+    again = "copy or download it again"
     try:
         if path.stat().st_size == 0:
             raise BadImage(path, "the file is empty", again)
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            if (frames := getattr(image, "n_frames", 1)) > 1:
-                raise BadImage(path, f"it has {frames} frames", "save the frame that is meant as a file")
-            image.load()
-            return _grey(image)
+            yield image
     except FileNotFoundError:
         raise BadImage(path, "the file does not exist", "check the data root and the file's name") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
