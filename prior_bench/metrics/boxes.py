@@ -97,38 +97,51 @@ def _hits(overlap: np.ndarray) -> np.ndarray:
     return hit
 
 
-def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
-    """AP (B, T) at each of `IOUS`, 101-point interpolated; NaN where no box is left.
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """One class in some draws: `weights` (B, D) of its detections, their running sum `seen` (B, D), `truths` and `images` (B,)."""
 
-    Args: weights: (B, N) how often each image counts.
-    """
-    truths = weights @ matches.truths
-    drawn = weights[:, matches.image]
-    seen = np.maximum(np.cumsum(drawn, axis=1), 1)
-    ap = np.empty((len(weights), len(IOUS)))
-    for t, hit in enumerate(matches.hit):
+    matches: Matches
+    weights: np.ndarray
+    seen: np.ndarray
+    truths: np.ndarray
+    images: np.ndarray
+
+    @classmethod
+    def of(cls, matches: Matches, weights: np.ndarray) -> _Drawn:
+        drawn = np.take(weights.astype(np.int32), matches.image, axis=1)
+        seen = np.cumsum(drawn, axis=1, dtype=np.int32)
+        return cls(matches, drawn, seen, weights @ matches.truths, weights.sum(1, dtype=np.int64))
+
+
+def _average_precision(drawn: _Drawn) -> np.ndarray:
+    """AP (B, T) at each of `IOUS`, 101-point interpolated; NaN where no box is left."""
+    ap = np.empty((len(drawn.truths), len(IOUS)))
+    for t, hit in enumerate(drawn.matches.hit):
         at = np.flatnonzero(hit)  # precision is highest at a hit, so hits are enough
-        true = np.cumsum(drawn[:, at], axis=1)
-        precision = np.maximum.accumulate((true / seen[:, at])[:, ::-1], axis=1)[:, ::-1]
-        recall = true / np.maximum(truths, 1)[:, None]
+        true = np.cumsum(drawn.weights[:, at], axis=1)
+        precision = true / np.maximum(drawn.seen[:, at], 1)
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        recall = true / np.maximum(drawn.truths, 1)[:, None]
         reached = np.searchsorted(_RECALLS, recall, side="right")
         ap[:, t] = (np.diff(reached, axis=1, prepend=0) * precision).sum(1) / len(_RECALLS)
-    ap[truths == 0] = np.nan
+    ap[drawn.truths == 0] = np.nan
     return ap
 
 
-def froc(matches: Matches, weights: np.ndarray) -> np.ndarray:
+def _froc(drawn: _Drawn) -> np.ndarray:
     """Mean sensitivity (B,) at `FALSE_POSITIVES` per image, hits at IoU .50; NaN where no box is left.
 
     An operating point is a score threshold: detections of equal score come together.
     """
-    truths, images = weights @ matches.truths, weights.sum(1)
-    ends = np.flatnonzero(np.append(np.diff(matches.scores) != 0, True)) if len(matches.scores) else np.empty(0, int)
-    drawn, hit = weights[:, matches.image], matches.hit[_HIT]
-    true, false = (np.cumsum(drawn * part, axis=1)[:, ends] for part in (hit, ~hit))
-    true = np.concatenate([np.zeros((len(weights), 1)), true], axis=1)
-    sensitivity = [true[np.arange(len(weights)), (false <= rate * images[:, None]).sum(1)] for rate in FALSE_POSITIVES]
-    return np.where(truths > 0, np.mean(sensitivity, axis=0) / np.maximum(truths, 1), np.nan)
+    scores = drawn.matches.scores
+    ends = np.flatnonzero(np.append(np.diff(scores) != 0, len(scores) > 0))
+    true = np.cumsum(drawn.weights * drawn.matches.hit[_HIT], axis=1, dtype=np.int32)
+    false = (drawn.seen - true)[:, ends]
+    true = np.concatenate([np.zeros((len(true), 1), np.int32), true[:, ends]], axis=1)
+    allowed = np.outer(drawn.images, FALSE_POSITIVES)
+    found = [t[np.searchsorted(f, a, side="right")] for t, f, a in zip(true, false, allowed, strict=True)]
+    return np.where(drawn.truths > 0, np.mean(found, axis=1) / np.maximum(drawn.truths, 1), np.nan)
 
 
 def box_metrics(matches: Sequence[Matches], classes: Sequence[str], weights: np.ndarray | None = None,
@@ -141,7 +154,7 @@ def box_metrics(matches: Sequence[Matches], classes: Sequence[str], weights: np.
     """
     if weights is None:
         weights = np.ones((1, len(matches[0].truths)), np.int64)
-    parts = [_metrics(matches, classes, weights[start: start + _CHUNK].astype(np.int64))
+    parts = [_metrics(matches, classes, weights[start: start + _CHUNK])
              for start in range(0, len(weights), _CHUNK)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -149,10 +162,11 @@ def box_metrics(matches: Sequence[Matches], classes: Sequence[str], weights: np.
 def _metrics(matches: Sequence[Matches], classes: Sequence[str], weights: np.ndarray) -> dict[str, np.ndarray]:
     each: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
     for m in matches:
-        ap = average_precision(m, weights)
+        drawn = _Drawn.of(m, weights)
+        ap = _average_precision(drawn)
         for name, (first, last) in RANGES.items():
             each[name].append(ap[:, (first <= IOUS) & (last >= IOUS)].mean(1))
-        each["froc"].append(froc(m, weights))
+        each["froc"].append(_froc(drawn))
     counted = [c for c, m in enumerate(matches) if m.truths.any()]
     found = {}
     for name, values in each.items():
