@@ -46,7 +46,7 @@ class LabelTable:
 
 @dataclass(frozen=True, slots=True)
 class Boxes:
-    """Boxes of one image in source pixels: `xyxy` (n, 4) float32, `labels` (n,) int64 indices into the target's classes."""
+    """Boxes of one image in source pixels: `xyxy` (n, 4) float32, `labels` (n,) int64 into the target's classes."""
 
     xyxy: np.ndarray
     labels: np.ndarray
@@ -107,6 +107,10 @@ class Dataset(ABC):
         """Prompts by class name, in the order of the target's classes."""
         raise self._has_no("prompts", target)
 
+    def left_out(self) -> Sequence[tuple[str, str]]:
+        """Rows and files that were left out on purpose, as (where, why); `data verify` lists them."""
+        return ()
+
     def read_image(self, record: ImageRecord) -> PILImage:
         """The image as 8-bit grey PIL image, at source size. Override where images are not files."""
         from prior_bench.data.images import decode
@@ -163,13 +167,14 @@ class Dataset(ABC):
 
     @classmethod
     def find_root(cls, data_root: Path | None = None) -> Path | None:
-        """The dataset's folder: `<data root>/<folder>`; the data root is given, or $PRIOR_BENCH_DATA. None if it needs none."""
+        """`<data root>/<folder>`; the data root is given or in $PRIOR_BENCH_DATA. None if it needs no files."""
         if not cls.needs_root:
             return None
         base = data_root or (Path(os.environ[DATA_ROOT_VARIABLE]) if os.environ.get(DATA_ROOT_VARIABLE) else None)
         fix = f"put the files under a data root and give it as --data-root or in ${DATA_ROOT_VARIABLE}"
         if base is None:
-            raise UserError(f"no data root is set, and {cls.name} needs files", expected=f"a folder {cls.folder}/", fix=fix)
+            raise UserError(f"no data root is set, and {cls.name} needs files", expected=f"a folder {cls.folder}/",
+                            fix=fix)
         if not (base / cls.folder).is_dir():
             raise UserError(f"the files of {cls.name} were not found", where=str(base / cls.folder),
                             expected=f"a folder {cls.folder}/ in the data root, as its owners distribute it", fix=fix)
