@@ -67,7 +67,7 @@ class Weights:
     source: str  # dataset, "file:NAME", or "none"
     seed: int
     key: str  # digest of everything that they are made from
-    digest: str | None  # of the weights themselves; None: not known before they are made
+    digest: str | None = field(compare=False)  # of the weights themselves; None: not known before they are made
 
     @property
     def title(self) -> str:
@@ -87,6 +87,12 @@ class PlannedCell:
     dataset: str
     data_digest: str
     plan: Plan
+
+    @property
+    def title(self) -> str:
+        p = self.plan
+        size = "" if p.fraction is None else f", {p.fraction:.0%}, subset {p.subset_seed}, head {p.head_seed}"
+        return f"{self.weights.title}: {self.task} {p.mode} on {self.dataset}/{p.target}{size}"
 
     def cell(self, weights_digest: str) -> Cell:
         w, p = self.weights, self.plan

@@ -1,0 +1,104 @@
+"""Rebuilds what a result says from its predictions: the metrics, and their bootstrap replicates over shared draws.
+
+The draws of a dataset are made from the union of the leak groups in all its results, so they are the same for all
+methods, tasks, fractions and seeds in a folder. What was rebuilt is kept under a digest of predictions, sources, draws.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import prior_bench
+from prior_bench import plugins
+from prior_bench.digests import digest_json, digest_sources
+from prior_bench.results import predictions_path, read_predictions
+from prior_bench.statistics import group_draws
+from prior_bench.types import Metric, Result
+
+_PACKAGE = Path(prior_bench.__file__).parent
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """A result with its metrics by name and their replicates {metric: (draws,) float64, NaN where undefined}."""
+
+    result: Result
+    metrics: dict[str, Metric]
+    replicates: dict[str, np.ndarray]
+
+    def differing(self) -> list[str]:
+        """Names of metrics whose stored value is not the rebuilt one."""
+        return [stored.name for stored in self.result.metrics if not _same(stored, self.metrics.get(stored.name))]
+
+
+def rebuild(folder: Path, found: Sequence[Result], memo: Path) -> list[Rebuilt]:
+    """Rebuild the results with status `done` of a folder, in their order."""
+    done = [result for result in found if result.status == "done"]
+    groups: dict[str, set[str]] = defaultdict(set)
+    for result in done:
+        groups[result.cell.dataset].update(_groups(folder, result))
+    draws = {dataset: group_draws(sorted(names)) for dataset, names in groups.items()}
+    keys = {dataset: digest_json(sorted(names)) for dataset, names in groups.items()}
+    return [_rebuild(folder, r, draws[r.cell.dataset], keys[r.cell.dataset], memo) for r in done]
+
+
+def _rebuild(folder: Path, result: Result, draws: Mapping[str, np.ndarray], draws_key: str, memo: Path) -> Rebuilt:
+    key = digest_json([result.provenance["predictions"], _sources(result.cell.task), draws_key])
+    file = memo / f"{key}.npz"
+    if file.is_file():
+        with np.load(file, allow_pickle=False) as stored:
+            metrics = [_metric(values) for values in json.loads(str(stored["metrics"]))]
+            replicates = {name.removeprefix("r:"): stored[name] for name in stored.files if name.startswith("r:")}
+    else:
+        predictions = read_predictions(folder, result)
+        task = plugins.load("tasks", result.cell.task)()
+        metrics = list(task.score(predictions))
+        replicates = {name: np.asarray(r, float) for name, r in task.replicates(predictions, draws).items()}
+        _remember(file, metrics, replicates)
+    return Rebuilt(result, {metric.name: metric for metric in metrics}, replicates)
+
+
+def _remember(file: Path, metrics: Iterable[Metric], replicates: Mapping[str, np.ndarray]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    arrays: dict[str, Any] = {f"r:{name}": values for name, values in replicates.items()}
+    with open(temporary, "wb") as handle:
+        np.savez_compressed(handle, metrics=np.array(json.dumps([asdict(m) for m in metrics])), **arrays)
+    os.replace(temporary, file)
+
+
+def _metric(values: dict[str, Any]) -> Metric:
+    return Metric(**values | {"range": tuple(values["range"])})
+
+
+@cache
+def _sources(task: str) -> str:
+    """Digest of the code that turns predictions into numbers."""
+    plugin = plugins.package_folder("tasks", task)
+    core = [_PACKAGE / "metrics", _PACKAGE / "statistics.py", _PACKAGE / "task.py"]
+    return digest_sources(*core, *([plugin] if plugin else []))
+
+
+def _groups(folder: Path, result: Result) -> set[str]:
+    import pyarrow.parquet
+
+    path = predictions_path(folder, result.cell)
+    if not path.is_file():
+        read_predictions(folder, result)  # raises the error that says what to do
+    return set(pyarrow.parquet.read_table(path, columns=["group"])["group"].to_pylist())
+
+
+def _same(stored: Metric, again: Metric | None) -> bool:
+    if again is None or (stored.value is None) != (again.value is None):
+        return False
+    return stored.value is None or again.value is None or abs(stored.value - again.value) <= TOLERANCE

@@ -1,0 +1,72 @@
+"""What the verbs share: how errors leave the program, lists by comma, and where caches lie."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+from prior_bench.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+CACHE_VARIABLE = "PRIOR_BENCH_CACHE"
+INTERRUPTED = 130
+
+CacheOption = Annotated[Path | None, typer.Option(
+    "--cache", show_default=False,
+    help=f"Folder for weights, images and features. [default: ${CACHE_VARIABLE}, or the user's cache folder]")]
+DataRootOption = Annotated[Path | None, typer.Option(
+    "--data-root", help="Folder that holds the real data sets. [default: $PRIOR_BENCH_DATA]", show_default=False)]
+PluginOption = Annotated[list[Path] | None, typer.Option(
+    "--plugin", help="A Python file with your own methods, tasks or datasets; may be repeated.", show_default=False)]
+
+
+def verb(function: Callable[P, R]) -> Callable[P, R]:
+    """A UserError ends in its message and exit code 2, Ctrl-C in 130; all else is a bug and keeps its traceback."""
+
+    @functools.wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return guarded
+
+
+def comma(text: str | None) -> list[str]:
+    """"a, b" to ["a", "b"], without repetitions."""
+    return list(dict.fromkeys(part.strip() for part in (text or "").split(",") if part.strip()))
+
+
+def numbers(text: str, option: str, convert: Callable[[str], Any], expected: str) -> list[Any]:
+    """A list by comma of numbers; anything else is a UserError that names the option."""
+    try:
+        return [convert(part) for part in comma(text)]
+    except ValueError as error:
+        raise UserError(f"not a list of numbers: {text!r}", where=option, expected=expected) from error
+
+
+def cache_folder(given: Path | None) -> Path:
+    if given is not None:
+        return given
+    if os.environ.get(CACHE_VARIABLE):
+        return Path(os.environ[CACHE_VARIABLE])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prior-bench"
+
+
+def add_plugins(files: list[Path] | None) -> None:
+    from prior_bench import plugins
+
+    for file in files or ():
+        plugins.add_file(file)

@@ -1,0 +1,168 @@
+"""`prior-bench doctor`: what is installed, what will be used, what is missing, and the fix for each problem."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from prior_bench.cli.common import CacheOption, DataRootOption, PluginOption, add_plugins, cache_folder, verb
+from prior_bench.errors import UserError
+
+Status = Literal["ok", "note", "problem"]
+Finding = tuple[Status, str, str]  # status, what, fix
+
+# Import name, the maintained fork that this project depends on, upstream.
+FAMILIES = (("mmengine", "onedl-mmengine", ("mmengine", "mmengine-lite")),
+            ("mmcv", "onedl-mmcv", ("mmcv", "mmcv-lite")),
+            ("mmdet", "onedl-mmdetection", ("mmdet",)),
+            ("mmseg", "onedl-mmsegmentation", ("mmsegmentation",)))
+OPENCV = ("opencv-python", "opencv-contrib-python", "opencv-python-headless", "opencv-contrib-python-headless")
+HEADLESS_FIX = ("pip uninstall --yes opencv-python opencv-python-headless && "
+                "pip install --no-deps --force-reinstall opencv-python-headless")
+
+
+@verb
+def doctor(
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    cache: CacheOption = None,
+    data_root: DataRootOption = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Print versions, device, precision, mmcv operators and data, with the fix for each problem. Exit code 2 if any."""
+    add_plugins(plugin)
+    checks: dict[str, Callable[[], Iterator[Finding]]] = {
+        "packages": _packages,
+        "OpenMMLab": _openmmlab,
+        "OpenCV": _opencv,
+        "device": lambda: _device(device, precision),
+        "cache": lambda: _cache(cache_folder(cache)),
+        "data": lambda: _data(data_root, cache_folder(cache)),
+    }
+    problems = 0
+    for title, check in checks.items():
+        typer.echo(f"{title}:")
+        for status, what, fix in check():
+            problems += status == "problem"
+            typer.echo(f"  {'PROBLEM ' if status == 'problem' else ''}{what}")
+            if fix:
+                typer.echo(f"    fix: {fix}")
+    typer.echo(f"{problems} problems" if problems else "no problems")
+    if problems:
+        raise typer.Exit(2)
+
+
+def installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _packages() -> Iterator[Finding]:
+    from prior_bench.provenance import git_commit, package_versions
+
+    commit = git_commit()
+    yield "ok", f"Python {platform.python_version()} on {platform.platform()}", ""
+    for name, number in package_versions().items():
+        yield "ok", f"{name} {number}" + (f" ({commit})" if name == "prior-bench" and commit else ""), ""
+
+
+def _openmmlab() -> Iterator[Finding]:
+    """Which family is there; both in one folder overwrite each other's files."""
+    usable = True
+    for module, fork, upstream in FAMILIES:
+        others = [name for name in upstream if installed(name)]
+        if installed(fork) and others:
+            usable = False
+            yield ("problem", f"{fork} and {others[0]} are both installed and write into one folder {module}/",
+                   f"pip uninstall --yes {fork} {' '.join(others)} && pip install --no-deps --force-reinstall {fork}")
+        elif not installed(fork) and not others:
+            usable = False
+            yield "problem", f"{module} is not installed", f"pip install {fork}"
+    if usable:
+        from prior_bench.engine.openmmlab import describe
+
+        for line in describe():
+            yield "ok", line, ""
+
+
+def _opencv() -> Iterator[Finding]:
+    """The OneDL packages pull in OpenCV with and without a GUI; both write into one folder cv2/."""
+    found = [name for name in OPENCV if installed(name)]
+    for name in found:
+        yield "ok", f"{name} {installed(name)}", ""
+    try:
+        import cv2
+    except ImportError as error:
+        libgl = "libGL" in str(error) or "libgthread" in str(error) or "libX" in str(error)
+        why = "OpenCV with a GUI needs libGL, which servers lack" if libgl else "OpenCV cannot be imported"
+        yield "problem", f"{why}: {error}", HEADLESS_FIX
+        return
+    gui = _gui(cv2.getBuildInformation())
+    yield "ok", f"cv2 {cv2.__version__}, GUI: {gui}", ""
+    if len({name.endswith("headless") for name in found}) == 2:
+        yield ("note", "OpenCV with and without a GUI are both installed; it works here, "
+                       "on a server without libGL it may not", HEADLESS_FIX)
+
+
+def _gui(build: str) -> str:
+    lines = [line.split(":", 1)[1].strip() for line in build.splitlines() if line.strip().startswith("GUI:")]
+    return lines[0] if lines and lines[0] else "unknown"
+
+
+def _device(device: str, precision: str) -> Iterator[Finding]:
+    import torch
+
+    from prior_bench.engine.precision import choose
+    from prior_bench.execution import device_name
+
+    try:
+        chosen = choose(device, precision)
+    except UserError as error:
+        yield "problem", error.what, error.fix or error.expected
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield "ok", f"{device_name(chosen)}, {cores} cores, {torch.get_num_threads()} threads", ""
+    yield "ok", f"precision {chosen.name}, channels_last", ""
+    if torch.version.cuda and not torch.cuda.is_available():
+        yield "note", f"torch is built for CUDA {torch.version.cuda} and finds no GPU here", ""
+
+
+def _cache(folder: Path) -> Iterator[Finding]:
+    from prior_bench.execution import CACHE_NEEDS
+    from prior_bench.results import check_writable
+
+    try:
+        check_writable(folder, CACHE_NEEDS, "--cache")
+        yield "ok", str(folder), ""
+    except UserError as error:
+        yield "problem", f"{folder}: {error.what}", error.fix
+
+
+def _data(data_root: Path | None, cache: Path) -> Iterator[Finding]:
+    """Real data that is missing is no problem until it is asked for."""
+    from prior_bench import plugins
+
+    for name in plugins.names("datasets"):
+        try:
+            kind = plugins.load("datasets", name)
+            root = kind.find_root(data_root)
+        except UserError as error:
+            yield "note", f"{name}: {error.what}", error.fix
+            continue
+        if root is None:
+            yield "ok", f"{name}: built in", ""
+            continue
+        try:
+            studies = kind(root=root, cache=cache).studies
+            yield "ok", f"{name}: {len(studies)} studies in {root}", ""
+        except UserError as error:
+            yield "problem", f"{name}: {error.what} ({error.where})", error.fix
+

@@ -1,0 +1,159 @@
+"""`prior-bench run`: pre-train what is needed, evaluate what is missing, write the leaderboard."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prior_bench.cli.common import (
+    INTERRUPTED,
+    CacheOption,
+    DataRootOption,
+    PluginOption,
+    add_plugins,
+    cache_folder,
+    comma,
+    numbers,
+    verb,
+)
+from prior_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from prior_bench.execution import Summary
+    from prior_bench.grid import Grid
+
+
+@verb
+def run(
+    method: Annotated[str, typer.Option(help="Methods by comma, as in `prior-bench list`.")],
+    task: Annotated[str, typer.Option(help="Tasks by comma, or all.")] = "all",
+    dataset: Annotated[str, typer.Option(help="Datasets to evaluate on, by comma.")] = "phantom",
+    target: Annotated[str | None, typer.Option(
+        help="Targets of the datasets, by comma. [default: each dataset's default ones]", show_default=False)] = None,
+    pretrain_on: Annotated[str | None, typer.Option(
+        help="Dataset to pre-train on. [default: the dataset, if one has reports]", show_default=False)] = None,
+    fraction: Annotated[str, typer.Option(help="Shares of the training data, by comma.")] = "0.01,0.1,1",
+    seed: Annotated[str, typer.Option(help="Seeds of the weights (pre-training), by comma.")] = "0",
+    subset_seed: Annotated[str | None, typer.Option(
+        help="Seeds of the training subsets, by comma. [default: the dataset's]", show_default=False)] = None,
+    mode: Annotated[str | None, typer.Option(
+        help="Modes by comma, e.g. linear, finetune. [default: each task's first]", show_default=False)] = None,
+    profile: Annotated[str, typer.Option(help="Evaluation protocol: standard or paper.")] = "standard",
+    recipe: Annotated[str, typer.Option(help="Recipe of the weights, as in `prior-bench list`.")] = "small",
+    set_: Annotated[list[str] | None, typer.Option(
+        "--set", help="Change a recipe's value, as in training.epochs=1; may be repeated.", metavar="KEY=VALUE",
+        show_default=False)] = None,
+    weights: Annotated[Path | None, typer.Option(
+        help="Released or own weights (file or folder) in place of pre-training.", show_default=False)] = None,
+    allow_partial_weights: Annotated[bool, typer.Option(
+        "--allow-partial-weights", help="Accept weights that do not fill the whole encoder.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    output: Annotated[Path, typer.Option(help="Folder for results and leaderboard.")] = Path("results"),
+    cache: CacheOption = None,
+    data_root: DataRootOption = None,
+    plugin: PluginOption = None,
+    max_bad_images: Annotated[int, typer.Option(
+        help="Images per dataset that may be unreadable; they are left out and listed.", min=0)] = 0,
+    dry_run: Annotated[bool, typer.Option(
+        "--dry-run", help="Print the cells and what would run; compute nothing.")] = False,
+) -> None:
+    """Evaluate methods on tasks: pre-trains what is needed, runs what is missing, writes the leaderboard."""
+    from prior_bench import grid
+
+    add_plugins(plugin)
+    subset_seeds = numbers(subset_seed, "--subset-seed", int, "whole numbers, as in 0,1") if subset_seed else None
+    planned = grid.plan(grid.Request(
+        methods=comma(method), tasks=comma(task), datasets=comma(dataset), targets=comma(target),
+        pretrain_on=pretrain_on, fractions=numbers(fraction, "--fraction", float, "0.01, 0.1 or 1"),
+        seeds=numbers(seed, "--seed", int, "whole numbers, as in 0,1"), subset_seeds=subset_seeds, modes=comma(mode),
+        profile=profile, recipe=recipe, overrides=overrides(set_ or []), weights=weights,
+        allow_partial_weights=allow_partial_weights, device=device, precision=precision, output=output,
+        cache=cache_folder(cache), data_root=data_root, max_bad_images=max_bad_images))
+    if dry_run:
+        typer.echo(describe(planned))
+    else:
+        _carry_out(planned)
+
+
+def overrides(pairs: list[str]) -> dict[str, Any]:
+    """`training.epochs=1` and the like; the value is read as YAML."""
+    import yaml
+
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise UserError(f"not a setting: {pair!r}", where="--set", expected="KEY=VALUE, as in training.epochs=1")
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"the value of {key!r} cannot be read: {value!r}", where="--set",
+                            expected="a YAML value") from error
+    return found
+
+
+def describe(planned: Grid) -> str:
+    """What `--dry-run` prints: the weights, the cells, which are done."""
+    missing = set(planned.missing)
+    lines = [f"{len(planned.cells)} cells: {len(planned.cells) - len(missing)} done, {len(missing)} to run; "
+             f"results in {planned.request.output}", "", "weights:"]
+    for weights in dict.fromkeys(cell.weights for cell in planned.cells):
+        unknown = "to be read" if weights.source.startswith("file:") else "to be pre-trained"
+        state = "known" if weights.digest else unknown
+        lines.append(f"  {weights.title}: {state}")
+    lines += ["", "cells:"]
+    for cell in planned.cells:
+        lines.append(f"  {'to run' if cell in missing else 'done':7}{cell.title}")
+    return "\n".join(lines)
+
+
+def _carry_out(planned: Grid) -> None:
+    """Run what is missing, then show what there is."""
+    missing = planned.missing
+    output = planned.request.output
+    failed: dict[str, str] = {}
+    if missing:
+        summary = _execute(planned)
+        failed = summary.failed
+    else:
+        typer.echo(f"nothing to do: all {len(planned.cells)} cells are done")
+    _write_leaderboard(planned, again=bool(missing))
+    typer.echo(f"leaderboard: {output / 'LEADERBOARD.md'}")
+    for name, trace in failed.items():
+        typer.echo(f"\nfailed: {name}\n{trace}", err=True)
+    if failed:
+        typer.echo(f"{len(failed)} cells failed with the errors above; the others are stored", err=True)
+        raise typer.Exit(1)
+
+
+def _execute(planned: Grid) -> Summary:
+    from prior_bench.cli.display import LiveDisplay, PlainDisplay
+    from prior_bench.execution import execute
+
+    display = LiveDisplay(planned) if sys.stdout.isatty() else PlainDisplay(planned)
+    try:
+        with display:
+            summary = execute(planned, display)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what was finished is stored, and the same command goes on from there", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    typer.echo(display.summary())
+    return summary
+
+
+def _write_leaderboard(planned: Grid, again: bool) -> None:
+    """LEADERBOARD.md and leaderboard.csv beside the results, unless they are newer than every result."""
+    output = planned.request.output
+    written = output / "LEADERBOARD.md"
+    if not again and written.is_file():
+        newest = max((path.stat().st_mtime_ns for path in output.glob("*.json")), default=0)
+        if written.stat().st_mtime_ns >= newest:
+            return
+    from prior_bench.leaderboard import tables
+
+    for warning in tables.write(output, output, memo=planned.request.cache / "leaderboard"):
+        typer.echo(f"warning: {warning}", err=True)
