@@ -56,6 +56,7 @@ class Exam:
     zoom: float
     rotation: float  # of the patient: moves the mediastinum sideways
     inspiration: float  # 0 full to 1 poor
+    magnification: float  # of the heart, which lies far from the detector in AP views
     exposure: float
     contrast: float
     noise: float
@@ -73,7 +74,7 @@ def draw_patient(rng: np.random.Generator) -> Patient:
         width=u(0.33, 0.385), apex=u(0.085, 0.125), base=u(0.71, 0.77), dome=u(0.07, 0.11), left_lower=u(0.0, 0.03),
         heart=u(0.39, 0.485), heart_angle=u(0.5, 0.8), knob=u(0.022, 0.04), habitus=u(), breasts=max(0.0, u(-1.0, 1.0)),
         bone=u(0.75, 1.25), rib_gap=u(0.058, 0.068), rib_slope=u(0.02, 0.08), rib_width=u(0.02, 0.027),
-        clavicle=u(0.01, 0.09), scoliosis=u(-0.02, 0.02), hilum=u(0.41, 0.46), markings=u(0.7, 1.3),
+        clavicle=u(0.01, 0.09), scoliosis=u(-0.02, 0.02), hilum=u(0.41, 0.46), markings=u(0.6, 1.5),
         pacemaker=str(rng.choice(["", "left", "right"], p=[0.93, 0.06, 0.01])), sternotomy=bool(u() < 0.08),
         seed=int(rng.integers(1 << 31)))
 
@@ -85,10 +86,11 @@ def draw_exam(rng: np.random.Generator, portable: float = 0.4) -> Exam:
     spread = 1.5 if bed else 1.0
     edges = rng.uniform(0, 0.05, 4) * (rng.random(4) < 0.25)
     return Exam(
-        view="AP" if bed else "PA", tilt=float(np.clip(rng.normal(0, 0.025), -0.06, 0.06)) * spread,
-        shift=(float(u(-0.03, 0.03)), float(u(-0.03, 0.03))), zoom=u(0.92, 1.08),
-        rotation=float(np.clip(rng.normal(0, 0.008), -0.02, 0.02)) * spread,
-        inspiration=u(0.2, 1.0) if bed else u(0.0, 0.5), exposure=rng.normal(0, 0.10) * spread, contrast=u(0.85, 1.2),
+        view="AP" if bed else "PA", tilt=float(np.clip(rng.normal(0, 0.035), -0.08, 0.08)) * spread,
+        shift=(float(u(-0.045, 0.045)), float(u(-0.05, 0.04))), zoom=u(0.87, 1.1),
+        rotation=float(np.clip(rng.normal(0, 0.012), -0.03, 0.03)) * spread,
+        inspiration=u(0.1, 1.0) if bed else u(0.0, 0.6), magnification=u(1.0, 1.1) if bed else 1.0,
+        exposure=rng.normal(0, 0.12) * spread, contrast=u(0.75, 1.2),
         noise=u(0.008, 0.022) * spread, marker=str(rng.choice(["L", "R", ""], p=[0.45, 0.35, 0.2])),
         electrodes=bool(bed and u() < 0.5), catheter=str(rng.choice(["right", "left"])) if bed and u() < 0.3 else "",
         tube=bool(bed and u() < 0.2), collimation=(edges[0], edges[1], edges[2], edges[3]), seed=int(rng.integers(1 << 31)))
@@ -165,7 +167,8 @@ class Thorax:
     def _lung(self, sign: int) -> Array:
         side = "left" if sign > 0 else "right"
         t, a = self.depth(side), self.from_midline(side)
-        inside = np.minimum(np.minimum(self.wall(t) - a, a - self.inner(t)), self.diaphragm(a, side) - self.frame.y)
+        below = np.minimum(self.diaphragm(a, side) - self.frame.y, self.frame.y - self.patient.apex)
+        inside = np.minimum(np.minimum(self.wall(t) - a, a - self.inner(t)), below)
         return self.frame.edge(inside, blur=0.008)
 
     def midline(self, y: Array | float) -> Array:
@@ -177,7 +180,7 @@ class Thorax:
     def _heart_and_mediastinum(self) -> tuple[Array, Array]:
         """Coverage of the heart, and of the whole central shadow: heart, great vessels, aortic knob, in one contour."""
         p, f = self.patient, self.frame
-        ratio = (self.disease.heart or p.heart) * (1.06 if self.exam.view == "AP" else 1.0)
+        ratio = (self.disease.heart or p.heart) * self.exam.magnification
         half = ratio * p.width
         squat = 0.74 + 0.08 * self.exam.inspiration - 0.5 * max(ratio - 0.5, 0)
         c, s = np.cos(p.heart_angle), np.sin(p.heart_angle)
@@ -250,7 +253,7 @@ class Thorax:
                 for broken_side, broken, place, slip in self.disease.fractures:
                     if (broken_side, broken) == (side, number):
                         height = height + slip * smoothstep((s - place) / 0.015 + 0.5)
-                        gap = 1 - 0.9 * np.exp(-(((s - place) / 0.022) ** 2))
+                        gap = 1 - np.exp(-(((s - place) / 0.035) ** 2))
                 offset = np.abs(f.y - height) / np.float32(np.sqrt(1 + 0.1))
                 profile = 0.65 + 0.5 * np.clip(offset / (width / 2), 0, 1) ** 2
                 layer = np.maximum(layer, f.edge(width / 2 - offset) * profile * gap * body * (1.0 if number < 10 else 0.7))
@@ -278,7 +281,7 @@ class Thorax:
                 low, high = low + 0.03 * (part > 0), high - 0.03 * (part < len(breaks))
                 points = [self.clavicle(side, s) for s in np.linspace(low, high, 8)]
                 self.frame.stroke(layer, [(x, y + 1.6 * slip) for x, y in points], 0.028, 1.0, 0.024)
-        return layer * (0.13 * self.patient.bone)
+        return layer * (0.16 * self.patient.bone)
 
     def _spine(self) -> Array:
         f, p = self.frame, self.patient
@@ -368,7 +371,7 @@ class Thorax:
         tissue = body + 0.13 * self.mediastinum + self._abdomen() + self._breasts() + 0.03 * texture(self.rng, f.size, 5, 2)
         beam = tissue - 0.54 * self.air + self.water - self._airways() + self.bone
         beam = beam * inside + 0.45 * self.metal + 0.11 * self.plastic
-        beam = beam + e.exposure * 0.5 + 0.03 * noise(self.rng, f.size, 2)
+        beam = beam + e.exposure * 0.5 + 0.04 * noise(self.rng, f.size, 2)
         film = 1 / (1 + np.exp(-4.6 * e.contrast * (beam - 0.70)))
         grain = noise(self.rng, f.size, f.size) + 0.7 * noise(self.rng, f.size, f.size // 2)
         film = film + grain * e.noise * (0.5 + film)

@@ -72,7 +72,7 @@ def draw_finding(kind: str, rng: np.random.Generator, side: str = "") -> Finding
     elif kind == "nodule":
         place = str(rng.choice([p for p, (s, *_) in ZONES.items() if s == side]))
     elif kind == "fracture":
-        place = "clavicle" if rng.random() < 0.25 else f"{rng.integers(3, 9)} rib"
+        place = "clavicle" if rng.random() < 0.25 else f"{rng.integers(3, 8)} rib"
     elif kind in {"cardiomegaly", "edema"}:
         side = ""
     return Finding(kind, side, place, float(rng.uniform(0, 1)), faint, int(rng.integers(1 << 31)))
@@ -122,26 +122,34 @@ def evolve(findings: list[Finding], rng: np.random.Generator) -> tuple[list[Find
     return sorted(now, key=lambda f: KINDS.index(f.kind)), gone
 
 
+def visible(findings: list[Finding]) -> list[Finding]:
+    """The findings without those that a larger effusion hides: at the base of its lung fluid covers everything."""
+    drowned = {f.side for f in findings if f.kind == "effusion" and f.extent > 0.4}
+    low = ("lower", "middle", "lingula", "6 rib", "7 rib")
+    return [f for f in findings if f.side not in drowned or f.kind in {"effusion", "pneumothorax"}
+            or (f.kind != "atelectasis" and not any(word in f.place for word in low))]
+
+
 def shape(findings: list[Finding]) -> Disease:
     """What the findings do to the thorax as a whole."""
     heart, raised, push, congestion, fractures = None, [0.0, 0.0], 0.0, 0.0, []
     for f in findings:
         i = 0 if f.side == "right" else 1
         if f.kind == "cardiomegaly":
-            heart = 0.535 + 0.16 * f.extent
+            heart = 0.515 + 0.115 * f.extent
         elif f.kind == "atelectasis":
             raised[i] += 0.05 * max(f.extent - 0.3, 0)
         elif f.kind == "edema":
-            congestion = 0.3 + 0.7 * f.extent
+            congestion = 0.2 + 0.6 * f.extent
         elif f.kind in {"pneumothorax", "effusion"}:
             push -= SIDES[f.side] * 0.05 * max(f.extent - 0.66, 0)
         elif f.kind == "fracture":
             rng = f.rng
-            slip = (0.004 + 0.014 * f.extent) * float(rng.choice([-1, 1]))
+            slip = (0.010 + 0.022 * f.extent) * float(rng.choice([-1, 1]))
             if f.place == "clavicle":
                 fractures.append((f.side, 0, float(rng.uniform(0.4, 0.65)), abs(slip)))
             else:
-                fractures.append((f.side, rib_number(f), float(rng.uniform(0.35, 0.85)), slip))
+                fractures.append((f.side, rib_number(f), float(rng.uniform(0.5, 0.85)), slip))
     return Disease(heart, (raised[0], raised[1]), push, congestion, tuple(fractures))
 
 
@@ -190,10 +198,11 @@ def _pneumothorax(thorax: Thorax, finding: Finding) -> Array:
     """Air outside a collapsed lung: no vessels, a thin pleural line; widest at the apex."""
     f, side = thorax.frame, finding.side
     a, t = thorax.from_midline(side), thorax.depth(side)
-    width = 0.022 + 0.13 * finding.extent
-    gap = width * (1.0 - 0.75 * smoothstep((t - 0.1) / (0.55 + 0.5 * finding.extent)))
-    apical = (f.y - thorax.patient.apex) - 1.3 * width
-    inside = np.minimum(thorax.wall(t) - gap - a, apical)  # positive in the lung that is left
+    width = 0.025 + 0.13 * finding.extent
+    drop = 1.3 * width / (thorax.base(side) - thorax.patient.apex)
+    lower = (t - drop) / (1 - drop)  # depth in the lung that is left
+    gap = width * (1.0 - (1 - 0.4 * finding.extent) * smoothstep((t - 0.1) / (0.5 + 0.5 * finding.extent)))
+    inside = np.minimum(thorax.wall(lower) - gap - a, a - thorax.inner(lower) + 0.005)  # positive in that lung
     free = f.edge(-inside, 0.0)
     cover = free * thorax.lung[side] * (1 - thorax.mediastinum)
     thorax.water = thorax.water * (1 - cover)
@@ -239,7 +248,7 @@ def _edema(thorax: Thorax, finding: Finding) -> Array:
             x, y = thorax.point(side, rng.uniform(0.75, 0.95), 0.97)
             f.stroke(lines, [(x, y), (x - sign * 0.03, y + 0.004)], 0.004, 1.0)
         thorax.water = thorax.water + 0.07 * lines * finding.contrast * thorax.lung[side]
-    _fill(thorax, cover, (0.22 + 0.38 * finding.extent) * finding.contrast)
+    _fill(thorax, cover, (0.14 + 0.32 * finding.extent) * finding.contrast)
     return cover
 
 
@@ -248,7 +257,7 @@ def _atelectasis(thorax: Thorax, finding: Finding) -> Array:
     f, side, rng = thorax.frame, finding.side, finding.rng
     sign, cover = SIDES[side], thorax.frame.blank()
     for _ in range(1 + finding.severity):
-        x, y = thorax.point(side, rng.uniform(0.74, 0.93), rng.uniform(0.4, 0.65))
+        x, y = thorax.point(side, rng.uniform(0.74, 0.93), rng.uniform(0.55, 0.8) if side == "left" else rng.uniform(0.4, 0.7))
         length, slope = rng.uniform(0.05, 0.08) + 0.03 * finding.extent, rng.uniform(-0.5, 0.3)
         f.stroke(cover, [(x - sign * length, y - slope * length), (x, y + 0.004), (x + sign * length, y + slope * length)],
                  0.016 + 0.012 * finding.extent)
@@ -283,8 +292,8 @@ def _fracture(thorax: Thorax, finding: Finding) -> Array:
             a = place * float(thorax.wall(max(float(thorax.height(y, side)), 0.02)) + 0.012)
             y = float(thorax.rib(side, number, place))
         x = SIDES[side] * a
-    callus = thorax.frame.ellipse(x, y + slip / 2, 0.022, 0.02, blur=0.015)
-    thorax.water = thorax.water + 0.06 * callus * finding.contrast
+    callus = thorax.frame.ellipse(x, y + slip / 2, 0.030, 0.018, blur=0.01)
+    thorax.water = thorax.water + 0.14 * callus * finding.contrast
     return thorax.frame.ellipse(x, y + slip / 2, 0.035, 0.03)
 
 

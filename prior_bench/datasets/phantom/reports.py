@@ -34,7 +34,7 @@ NOUNS = {
     "fracture": ("fracture",),
 }
 PLURALS = {"effusion": "pleural effusions", "atelectasis": "basilar atelectasis"}
-ORDINALS = {3: "third", 4: "fourth", 5: "fifth", 6: "sixth", 7: "seventh", 8: "eighth"}
+ORDINALS = {3: "third", 4: "fourth", 5: "fifth", 6: "sixth", 7: "seventh"}
 
 SURE = ("There is {a}.", "{A}.", "{A} is present.", "{A} is seen.", "{A} is noted.", "Again there is {a}.", "{A} is demonstrated.")
 HEDGED = ("Possible {n}.", "Questionable {n}.", "{A} is suspected.", "{A} cannot be excluded.", "Findings may represent {a}.",

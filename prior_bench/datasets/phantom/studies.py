@@ -77,15 +77,16 @@ def make(size: Size, case: Case) -> Iterator[Made]:
     """All studies of one patient, in order of time."""
     rng = np.random.default_rng([VERSION, size.seed, case.number])
     patient = draw_patient(rng)
-    seen: list[Finding] = []
+    ill: list[Finding] = []
     gone: list[Finding] = []
     for visit in range(case.studies):
         if case.only:
-            seen = finding_module.draw_kind(case.only, rng)
+            ill = finding_module.draw_kind(case.only, rng)
         elif visit == 0:
-            seen = finding_module.draw_findings(rng)
+            ill = finding_module.draw_findings(rng)
         else:
-            seen, gone = finding_module.evolve(seen, rng)
+            ill, gone = finding_module.evolve(ill, rng)
+        seen = finding_module.visible(ill)
         exam = draw_exam(rng)
         thorax = Thorax(size.pixels, patient, exam, finding_module.shape(seen))
         drawn = [finding_module.draw(thorax, f) for f in seen]
