@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice, zip_longest
-from textwrap import wrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,10 +18,12 @@ from prior_bench.data.splits import SPLITS
 if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
 
+    Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 TILE = 320  # pixels of an image's longer side
-TEXT = 190  # pixels of text below it
 GAP = 8
 COLUMNS = 4
+LINE, LINES = 13, 14  # pixels of a line of text, and how many lines an image has at most
 _INK, _PAPER = (225, 225, 225), (24, 24, 24)
 # Okabe and Ito's colours, which people with colour-blindness can tell apart.
 _COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0), (204, 121, 167), (0, 114, 178))
@@ -31,15 +32,41 @@ _COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 
 def contact_sheet(dataset: Dataset, n: int = 12, seed: int = 0) -> Image.Image:
     """An RGB sheet of n images (fewer where the dataset has fewer), four in a row, drawn with `seed`."""
     ids = list(islice(_choice(dataset, np.random.default_rng(seed)), n))
-    rows = max(1, -(-len(ids) // COLUMNS))
-    width, height = TILE + GAP, TILE + TEXT + GAP
-    sheet = Image.new("RGB", (COLUMNS * width + GAP, rows * height + GAP), _PAPER)
-    for k, id in enumerate(ids):
-        corner = (GAP + k % COLUMNS * width, GAP + k // COLUMNS * height)
-        picture, legend = _picture(dataset, id)
-        sheet.paste(picture, (corner[0] + (TILE - picture.width) // 2, corner[1] + (TILE - picture.height) // 2))
-        _write(ImageDraw.Draw(sheet), (corner[0], corner[1] + TILE + 4), [*legend, *_lines(dataset, id)])
+    tiles = [_tile(dataset, id) for id in ids]
+    rows = [tiles[k: k + COLUMNS] for k in range(0, len(tiles), COLUMNS)]
+    heights = [max(t.height for t in row) + GAP for row in rows]
+    sheet = Image.new("RGB", (COLUMNS * (TILE + GAP) + GAP, sum(heights) + GAP), _PAPER)
+    for r, row in enumerate(rows):
+        for c, tile in enumerate(row):
+            sheet.paste(tile, (GAP + c * (TILE + GAP), GAP + sum(heights[:r])))
     return sheet
+
+
+def _tile(dataset: Dataset, id: str) -> Image.Image:
+    """One image with its text below."""
+    picture, legend = _picture(dataset, id)
+    font = ImageFont.load_default(11)
+    lines = [(line, colour) for text, colour in [*legend, *_lines(dataset, id)] for line in _wrapped(text, font)]
+    if len(lines) > LINES:
+        lines = [*lines[: LINES - 1], ("...", _INK)]
+    tile = Image.new("RGB", (TILE, TILE + GAP + LINE * len(lines)), _PAPER)
+    tile.paste(picture, ((TILE - picture.width) // 2, (TILE - picture.height) // 2))
+    draw = ImageDraw.Draw(tile)
+    for k, (line, colour) in enumerate(lines):
+        draw.text((0, TILE + GAP // 2 + LINE * k), line, fill=colour, font=font)
+    return tile
+
+
+def _wrapped(text: str, font: Font) -> list[str]:
+    """Lines that fit below an image; a word that is wider than that is cut by the tile."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > TILE:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def _choice(dataset: Dataset, rng: np.random.Generator) -> Iterator[str]:
@@ -73,12 +100,12 @@ def _picture(dataset: Dataset, id: str) -> tuple[Image.Image, list[tuple[str, tu
     size = (max(1, round(source.width * scale)), max(1, round(source.height * scale)))
     pixels = np.asarray(source.resize(size, Image.Resampling.BILINEAR).convert("RGB")).astype(np.float32)
     legend, frames = [], []
-    colours = iter(_COLOURS * 8)
+    colours = _colours(dataset)
     for name, target in dataset.targets.items():
         if target.kind not in {"mask", "boxes"} or not _covers(dataset, name, id):
             continue
         if target.kind == "mask":
-            colour = next(colours)
+            colour = colours[name, 0]
             mask = np.asarray(Image.fromarray(dataset.load_mask(name, id)).resize(size, Image.Resampling.NEAREST))
             pixels[mask == 1] = 0.65 * pixels[mask == 1] + 0.35 * np.array(colour)
             pixels[mask == IGNORE] *= 0.35
@@ -86,7 +113,7 @@ def _picture(dataset: Dataset, id: str) -> tuple[Image.Image, list[tuple[str, tu
         else:
             boxes = dataset.load_boxes(name, id)
             for label in np.unique(boxes.labels):
-                colour = next(colours)
+                colour = colours[name, int(label)]
                 frames += [(box * scale, colour) for box in boxes.xyxy[boxes.labels == label]]
                 legend.append((f"{name}: {(boxes.labels == label).sum()} {target.classes[label]}", colour))
             if not len(boxes.labels):
@@ -96,6 +123,13 @@ def _picture(dataset: Dataset, id: str) -> tuple[Image.Image, list[tuple[str, tu
     for box, colour in frames:
         draw.rectangle(box.tolist(), outline=colour, width=2)
     return picture, legend
+
+
+def _colours(dataset: Dataset) -> dict[tuple[str, int], tuple[int, int, int]]:
+    """Colour of each (target, class) that is drawn; they recur after seven."""
+    drawn = [(name, k) for name, target in dataset.targets.items() if target.kind in {"mask", "boxes"}
+             for k in range(max(1, len(target.classes)))]
+    return {key: _COLOURS[i % len(_COLOURS)] for i, key in enumerate(drawn)}
 
 
 def _ignored(mask: np.ndarray) -> str:
@@ -122,16 +156,3 @@ def _lines(dataset: Dataset, id: str) -> list[tuple[str, tuple[int, int, int]]]:
     if study.report is not None:
         lines.append((study.report.text, (170, 200, 170)))
     return lines
-
-
-def _write(draw: ImageDraw.ImageDraw, corner: tuple[int, int], lines: list[tuple[str, tuple[int, int, int]]]) -> None:
-    """Wrapped lines below an image, cut where the tile ends."""
-    font = ImageFont.load_default(11)
-    x, y = corner
-    for text, colour in lines:
-        for line in wrap(text, 60):
-            if y > corner[1] + TEXT - 24:
-                draw.text((x, y), "...", fill=colour, font=font)
-                return
-            draw.text((x, y), line, fill=colour, font=font)
-            y += 13

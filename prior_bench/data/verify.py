@@ -96,7 +96,7 @@ def find_alike(hashes: Mapping[str, np.ndarray]) -> list[tuple[str, str, int]]:
 
 
 def _equal_neighbours(values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Index pairs (a, b), a < b, of equal values in a sorted array, by distance in the array: vectorised, O(n) memory."""
+    """Index pairs (a, b), a < b, of equal values in a sorted array, nearest ones first; O(n) memory."""
     at, step = np.arange(len(values)), 1
     while True:
         at = at[at + step < len(values)]

@@ -87,7 +87,9 @@ class CovidChestXray(Dataset):
         return [self._study(rows) for rows in together.values()]
 
     def left_out(self) -> list[tuple[str, str]]:
-        return [(f"{r.path}, line {r.line}: {r['filename']}", why) for r in self._table if (why := _why_not(r))]
+        known = {row["filename"] for row in self._table}
+        rows = [(f"{r.path}, line {r.line}: {r['filename']}", why) for r in self._table if (why := _why_not(r))]
+        return rows + [(e.path, "metadata.csv has no row for it") for n, e in self._images.items() if n not in known]
 
     def load_labels(self, target: str) -> LabelTable:
         known = ~np.isnan(self._findings).all(axis=1)
@@ -98,6 +100,9 @@ class CovidChestXray(Dataset):
         if target == "covid_notes":
             return [i.id for study in self.studies if study.report for i in study.images]
         if target == "lungs":
+            if not self._masks:
+                raise UserError("the lung masks of covid-chestxray are missing", where=str(self._root / _MASKS),
+                                expected="<image stem>.png for each image that has a mask", fix="put them there")
             return [r["filename"] for r in self._rows if _mask_name(r["filename"]) in self._masks]
         return [r["filename"] for r in self._rows if r["filename"] in self._coco]
 

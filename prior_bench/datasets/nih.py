@@ -207,9 +207,9 @@ class Nih(Dataset):
         return found
 
     def left_out(self) -> list[tuple[str, str]]:
-        """Rows of RSNA's tables without an NIH image, and annotated images that Data_Entry does not list."""
+        """Images that Data_Entry does not list, their annotations, and rows of RSNA's tables without an NIH image."""
         known = {row["Image Index"] for row in self._entries}
-        found = []
+        found = [(e.path, "Data_Entry has no row for it") for n, e in self._images.items() if n not in known]
         if (self._root / "rsna").is_dir():
             found += [(f"rsna_to_nih.csv: {patient}", f"its image {image} is not in Data_Entry")
                       for patient, image in self._nih_of.items() if image not in known]

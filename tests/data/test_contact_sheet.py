@@ -1,0 +1,36 @@
+"""Contact sheets show every kind of annotation, are repeatable, and take any dataset."""
+
+import numpy as np
+
+from prior_bench.data.contact_sheet import COLUMNS, GAP, TILE, contact_sheet
+
+
+def test_sheet(toy):
+    sheet = contact_sheet(toy, n=6, seed=1)
+    assert sheet.mode == "RGB"
+    assert sheet.width == COLUMNS * (TILE + GAP) + GAP
+    assert sheet.height > 2 * TILE
+    pixels = np.asarray(sheet).reshape(-1, 3)
+    for colour in ((86, 180, 233), (0, 158, 115)):  # frames of discs and bars
+        assert (pixels == colour).all(axis=1).any()
+    np.testing.assert_array_equal(np.asarray(contact_sheet(toy, n=6, seed=1)), np.asarray(sheet))
+    assert np.asarray(contact_sheet(toy, n=6, seed=2)).tobytes() != np.asarray(sheet).tobytes()
+
+
+def test_masks_tint_the_image(toy_class):
+    class Plain(toy_class):
+        def read_image(self, record):
+            from PIL import Image
+
+            return Image.new("L", (64, 64), 100)
+
+    pixels = np.asarray(contact_sheet(Plain(), n=4)).reshape(-1, 3)
+    assert (pixels == np.array([145, 120, 65])).all(axis=1).any()  # 0.65 * 100 + 0.35 * colour
+
+
+def test_more_than_there_is(toy_class):
+    class Small(toy_class):
+        def load_studies(self):
+            return super().load_studies()[:2]
+
+    assert contact_sheet(Small(), n=50).height < TILE * 2
