@@ -55,8 +55,8 @@ def info_nce(a: Tensor, b: Tensor, scale: Tensor | float) -> Tensor:
     """Symmetric InfoNCE over the pairs (a_i, b_i) of all ranks (van den Oord et al., 2018; CLIP's form).
 
     Args: a, b (B, D) unit length; scale: inverse temperature. Each rank contributes its own rows against all columns,
-    weighted so that the mean over ranks (of the losses, and by DistributedDataParallel of the gradients) is the mean over
-    all pairs, whatever each rank's number of rows.
+    weighted so that the mean over ranks (of the losses, and by DistributedDataParallel of the gradients) is the mean
+    over all pairs, whatever each rank's number of rows.
     """
     with torch.autocast(a.device.type, enabled=False):
         a, b = a.float(), b.float()

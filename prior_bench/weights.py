@@ -1,6 +1,6 @@
-"""Weights: our own folders (safetensors, recipe, tokenizer), files by methods' authors, and how much of a model they cover.
+"""Weights: our own folders (safetensors, recipe, tokenizer), files by methods' authors, and how much they cover.
 
-Nothing is ever unpickled: files by others are read with `weights_only=True`, and a configuration is never taken from one.
+No code is ever unpickled: files by others are read with `weights_only=True`, and no configuration is taken from one.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict")
 class Coverage:
     """How much of a model a file fills, by part (image encoder, text encoder, heads), in keys.
 
-    `missing` are the model's keys that the file lacks or has in another shape; `unexpected` are the file's keys without a
-    place in the model.
+    `missing` are the model's keys that the file lacks or has in another shape; `unexpected` are the file's keys without
+    a place in the model.
     """
 
     loaded: Mapping[str, int]
@@ -92,7 +92,7 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor]) -> Coverage:
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
-    """The state dict in a safetensors or PyTorch file, unwrapped (`state_dict`, `model`) and without `module.` prefixes."""
+    """The state dict in a safetensors or PyTorch file, out of its wrappers (`state_dict`, `model`, `module.`)."""
     file = Path(file)
     if not file.is_file():
         raise UserError("the weights file does not exist", where=str(file), fix="check the path")
@@ -127,7 +127,7 @@ def _read_torch(file: Path) -> Any:
         raise UserError(
             f"the weights file holds more than tensors, or is damaged, and was not opened: {reason}", where=str(file),
             expected="a file that torch.load(weights_only=True) accepts",
-            fix="unpickling can run any code: where you trust its source, save its state dict alone, best as safetensors"
+            fix="unpickling can run any code: if you trust its source, save its state dict alone, best as safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise _unreadable(file, error) from error
@@ -139,7 +139,8 @@ def _read_torch(file: Path) -> Any:
 def _unreadable(file: Path, error: Exception) -> UserError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UserError(f"the weights file cannot be read, it may be truncated: {reason}", where=str(file),
-                     expected="a complete safetensors or PyTorch file", fix="download or copy it again and compare its size")
+                     expected="a complete safetensors or PyTorch file",
+                     fix="download or copy it again and compare its size")
 
 
 def load_checkpoint(method: Method, file: Path, allow_partial: bool = False) -> Coverage:
@@ -218,7 +219,7 @@ def load_method(folder: Path) -> Method:
 
 def new_method(cls: type[Method], recipe: Recipe, seed: int, texts: Iterable[str] | None = None,
                tokenizer: Path | None = None) -> Method:
-    """A freshly initialised method whose random weights hang on `seed` alone; the global random state is left as it was."""
+    """A freshly initialised method; its random weights hang on `seed` alone, and the global random state is kept."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return cls.from_recipe(recipe, texts, tokenizer).eval()
@@ -226,7 +227,8 @@ def new_method(cls: type[Method], recipe: Recipe, seed: int, texts: Iterable[str
 
 def _read_json(file: Path) -> Any:
     if not file.is_file():
-        raise UserError("this is not a weights folder", where=str(file.parent), expected=f"{WEIGHTS}, {RECIPE} and {META}",
+        raise UserError("this is not a weights folder", where=str(file.parent),
+                        expected=f"{WEIGHTS}, {RECIPE} and {META}",
                         fix="give the folder that `prior-bench pretrain` printed, or a weights file")
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -248,4 +250,5 @@ def weights_digest(path: Path, memo: Path | None = None) -> str:
 
 def state_digest(method: nn.Module) -> str:
     """Digest of a method's weights in memory, for references that have no file."""
-    return digest_json([[key, digest_array(value.detach().cpu().numpy())] for key, value in method.state_dict().items()])
+    state = method.state_dict()
+    return digest_json([[key, digest_array(value.detach().cpu().numpy())] for key, value in state.items()])

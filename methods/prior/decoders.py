@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,7 @@ class ImageDecoder(nn.Module):
         widths = [inputs, *(max(8, channels >> i) for i in range(blocks))]
         self.blocks = nn.ModuleList(
             nn.ModuleDict({"conv1": _convolution(a, b), "conv2": _convolution(b, b)})
-            for a, b in zip(widths, widths[1:], strict=False))
+            for a, b in pairwise(widths))
         self.head = nn.Conv2d(widths[-1], 1, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,7 +52,7 @@ class SentenceDecoder(nn.Module):
     The queries get BERT's positional and type embeddings, layer norm and dropout, as input embeddings do.
     """
 
-    def __init__(self, width: int, queries: int, layers: int, heads: int, dropout: float = 0.1, positions: int = 512):
+    def __init__(self, width: int, queries: int, layers: int, heads: int, dropout: float, positions: int = 512):
         super().__init__()
         self.queries = nn.Parameter(torch.randn(1, queries, width))
         self.position_embeddings = nn.Embedding(positions, width)
@@ -79,8 +81,8 @@ class SentenceDecoder(nn.Module):
 def match(outputs: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """Hungarian matching by L1 distance: (B, Q) the output that belongs to each target.
 
-    Args: outputs (B, Q, D); targets (B, Q, D), zero where `mask` (B, Q) is not set. The zero targets, which come last, all
-    ask the same of an output, its norm, so only the real ones are matched, at what they cost beyond that norm.
+    Args: outputs (B, Q, D); targets (B, Q, D), zero where `mask` (B, Q) is not set. The zero targets, which come last,
+    all ask the same of an output, its norm, so only the real ones are matched, at what they cost beyond that norm.
     """
     from scipy.optimize import linear_sum_assignment
 

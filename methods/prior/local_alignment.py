@@ -56,7 +56,7 @@ class Predictor(nn.Sequential):
 
 
 def image_loss(tokens: Tensor, seen: Tensor, predictor: nn.Module) -> Tensor:
-    """L_li: negative cosine of image tokens (B, N, D) and what they see of the report, with stopped targets; in [-1, 1]."""
+    """L_li: negative cosine of image tokens (B, N, D) and what they see of the report, targets stopped; in [-1, 1]."""
     forth = F.cosine_similarity(predictor(tokens).float(), seen.detach().float(), dim=-1)
     back = F.cosine_similarity(predictor(seen).float(), tokens.detach().float(), dim=-1)
     return -(forth.mean() + back.mean()) / 2
@@ -71,11 +71,9 @@ def text_loss(sentences: Tensor, seen: Tensor, mask: Tensor, scale: Tensor) -> T
         a, b = F.normalize(seen.float(), dim=-1), F.normalize(sentences.float(), dim=-1)
         padding = ~mask.unsqueeze(1)
         logits = scale * a @ b.mT  # (B, T, T)
-        losses = 0.0
-        for x in (logits, logits.mT):
-            own = x.diagonal(dim1=1, dim2=2)
-            losses = losses + x.masked_fill(padding, _NEVER).logsumexp(dim=2) - own
-        return _mean_of_means(losses / 2, mask)
+        own = logits.diagonal(dim1=1, dim2=2)
+        forth, back = (x.masked_fill(padding, _NEVER).logsumexp(dim=2) - own for x in (logits, logits.mT))
+        return _mean_of_means((forth + back) / 2, mask)
 
 
 def _mean_of_means(values: Tensor, mask: Tensor) -> Tensor:

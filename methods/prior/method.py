@@ -1,7 +1,7 @@
 """PRIOR: Prototype Representation Joint Learning from Medical Images and Reports.
 
-P. Cheng, L. Lin, J. Lyu, Y. Huang, W. Luo, X. Tang; ICCV 2023, arXiv 2307.12577. The equations, and every deviation from the
-authors' code, are in README.md beside this file.
+P. Cheng, L. Lin, J. Lyu, Y. Huang, W. Luo, X. Tang; ICCV 2023, arXiv 2307.12577. The equations, and every deviation
+from the authors' code, are in README.md beside this file.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from prior_bench.encoders.image import ImageEncoder, image_input
+from prior_bench.encoders.image import ImageEncoder, fit_channels, image_input
 from prior_bench.encoders.pooling import AttentionPool, sentence_means
 from prior_bench.encoders.text import TextEncoder
 from prior_bench.losses import info_nce, masked_mean
 from prior_bench.method import Batch, ImageFeatures, Method, Sample, StudyView, TextFeatures
+from prior_bench.methods.prior import official
 from prior_bench.methods.prior.decoders import (
     ImageDecoder,
     SentenceDecoder,
@@ -37,7 +38,7 @@ Term = Literal["L_global", "L_li", "L_lt", "L_proto", "L_rec", "L_spg", "L_kl", 
 
 
 class Prototypes(Strict):
-    """The sentence prototype bank. `start: data` makes the prototypes k-means centres of the last sentences of stage 1."""
+    """The sentence prototype bank. `start: data` makes prototypes the k-means centres of stage 1's last sentences."""
 
     count: int = Field(512, gt=1)
     temperature: float = Field(0.9, gt=0)
@@ -56,11 +57,12 @@ class Decoders(Strict):
     queries: int = Field(16, gt=0)
     sentence_layers: int = Field(8, gt=0)
     sentence_heads: int = 12
+    dropout: float = Field(0.1, ge=0, lt=1)  # of the sentence decoder
 
 
 class PriorRecipe(Recipe):
-    """PRIOR's settings. `weights` holds the loss weights of each stage of `training.stages`; a stage that names L_proto, and
-    all after it, align quantised sentences, the stages before raw ones."""
+    """PRIOR's settings. `weights` holds the loss weights of each stage of `training.stages`; a stage that names
+    L_proto, and all after it, align quantised sentences, the stages before raw ones."""
 
     width: int = 768
     pool_heads: int = 8
@@ -82,7 +84,7 @@ class PriorRecipe(Recipe):
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """Encoded reports: sentence vectors (B, S, D) raw and as they are aligned, their mask (B, S), report vectors (B, D)."""
+    """Encoded reports: sentences (B, S, D) raw and as they are aligned, their mask (B, S), report vectors (B, D)."""
 
     raw: Tensor
     sentences: Tensor
@@ -95,12 +97,12 @@ class Prior(Method):
     title = "PRIOR"
     paper = "https://arxiv.org/abs/2307.12577"
     recipe_class: ClassVar[type[Recipe]] = PriorRecipe
+    official_layout: Tensor
 
     def __init__(self, recipe: PriorRecipe, text_encoder: TextEncoder | None):
         super().__init__()
         width = recipe.width
         self.recipe = recipe
-        self.official_layout = recipe.official_layout
         self.image_input = image_input(recipe.image)
         self.image_encoder = ImageEncoder(recipe.image)
         channels = self.image_encoder.channels
@@ -109,6 +111,7 @@ class Prior(Method):
             self.image_pool = AttentionPool(channels, recipe.pool_heads, self.image_encoder.grid(recipe.image.size))
         self.global_image_projection = _projection(channels, width)
         self.local_image_projection = _projection(channels, width)
+        self.register_buffer("official_layout", torch.tensor(recipe.official_layout))  # travels with the weights
         if text_encoder is None:
             self.has_text = False
             return
@@ -120,7 +123,8 @@ class Prior(Method):
         bank, sizes = recipe.prototypes, recipe.decoders
         self.bank = PrototypeBank(bank.count, width, bank.temperature, bank.memory if bank.start == "data" else 0)
         self.image_decoder = ImageDecoder(2 * width, sizes.image_channels, sizes.image_blocks)
-        self.sentence_decoder = SentenceDecoder(width, sizes.queries, sizes.sentence_layers, sizes.sentence_heads)
+        self.sentence_decoder = SentenceDecoder(width, sizes.queries, sizes.sentence_layers, sizes.sentence_heads,
+                                                sizes.dropout)
         self.logit_scale = nn.Parameter(-torch.tensor(recipe.tau_global).log())
         self.local_logit_scale = nn.Parameter(-torch.tensor(recipe.tau_local).log())
 
@@ -131,6 +135,17 @@ class Prior(Method):
 
     def save_tokenizer(self, folder: Path) -> None:
         self.text_encoder.save(folder)
+
+    def adapt_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        if official.is_ours(state):
+            return state
+        adapted = official.adapt(state)
+        if self.recipe.text and any(key.startswith("bank.") for key in adapted):
+            adapted["bank.temperature"] = self.bank.temperature  # a setting of the authors' code, not in their files
+        kernel = "image_encoder.model.conv1.weight"
+        if kernel in adapted:
+            adapted[kernel] = fit_channels(adapted[kernel], self.image_input.channels)
+        return adapted
 
     # --------------------------------------------------------------------------------------- encoding
 
@@ -289,7 +304,7 @@ class Prior(Method):
         return np.concatenate([[0.0], np.cumsum(shares / shares.sum())[:-1]])
 
     def _quantised(self, stage: int) -> bool:
-        """Whether sentences pass through the bank in a stage: from the first one that trains it (-1: the last stage)."""
+        """Whether sentences pass through the bank in a stage: from the first that trains it (-1: the last stage)."""
         weights = self.recipe.weights
         return any("L_proto" in w for w in weights[: (stage % len(weights)) + 1])
 

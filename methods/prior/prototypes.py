@@ -48,7 +48,7 @@ class PrototypeBank(nn.Module):
             return (logits / temperature).softmax(dim=-1) @ self.embed.weight.float()
 
     def consistency(self, target: Tensor, reconstructed: Tensor) -> Tensor:
-        """KL divergence (...) of the assignments of true sentences from those of reconstructed ones; no noise, no temperature."""
+        """KL divergence (...) between assignments of true and reconstructed sentences; no noise, no temperature."""
         p, q = self.logits(target).log_softmax(dim=-1), self.logits(reconstructed).log_softmax(dim=-1)
         return F.kl_div(q, p, reduction="none", log_target=True).sum(dim=-1)
 
@@ -65,7 +65,7 @@ class PrototypeBank(nn.Module):
 
     @torch.no_grad()
     def start(self, iterations: int = 10) -> None:
-        """Make the prototypes the k-means centres of the remembered sentences; a centre that loses all is drawn anew."""
+        """Make the prototypes the k-means centres of the remembered sentences; an empty centre is drawn anew."""
         points = self.memory[: min(int(self.remembered), len(self.memory))]
         count = self.embed.num_embeddings
         centres = points[torch.randint(len(points), (count,), device=points.device)] if len(points) < count else (
@@ -81,6 +81,6 @@ class PrototypeBank(nn.Module):
             dist.broadcast(self.embed.weight, src=0)
 
     def set_temperature(self, schedule: Schedule, first: float, progress: float) -> None:
-        """Temperature at `progress` in [0, 1] of the stages that use the bank: to a tenth of the first one at the end."""
+        """Temperature at `progress` in [0, 1] of the stages with the bank; schedules end at a tenth of the first."""
         factor = {"fixed": 1.0, "linear": 1 - 0.9 * progress, "exponential": 0.1**progress}[schedule]
         self.temperature.fill_(first * factor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from prior_bench.types import ImageInput
 from prior_bench.weights import fit_state, read_state
 
 STRIDES = (4, 8, 16, 32)
+_CLASSIFIERS = ("fc.", "head.", "classifier.")
 
 
 def image_input(spec: ImageEncoderSpec) -> ImageInput:
@@ -28,9 +30,9 @@ def image_input(spec: ImageEncoderSpec) -> ImageInput:
 class ImageEncoder(nn.Module):
     """A timm model without its classifier.
 
-    `forward` gives the last map (B, channels, h, w); for a transformer its normalised patch tokens on their grid. A plain
-    transformer has one stride: its pyramid is the last map resampled (the simple pyramid of ViTDet, Li et al. 2022,
-    without its learned layers), and images are resized to the nearest multiple of its patch first.
+    `forward` gives the last map (B, channels, h, w); for a transformer its normalised patch tokens on their grid. A
+    plain transformer has one stride: its pyramid is the last map resampled (the simple pyramid of ViTDet, Li et al.
+    2022, without its learned layers), and images are resized to the nearest multiple of its patch first.
     """
 
     def __init__(self, spec: ImageEncoderSpec):
@@ -76,7 +78,7 @@ class ImageEncoder(nn.Module):
             wanted = (self._rounded(height), self._rounded(width))
             if wanted != (height, width):
                 images = F.interpolate(images, wanted, mode="bilinear", antialias=True)
-        maps: list[Tensor] = self.model.forward_intermediates(
+        maps: list[Tensor] = self.model.forward_intermediates(  # type: ignore[operator]
             images, indices=indices, norm=self.plain, stop_early=True, output_fmt="NCHW", intermediates_only=True)
         return maps
 
@@ -103,7 +105,7 @@ def _create(spec: ImageEncoderSpec) -> nn.Module:
     base = spec.name.partition(".")[0]
     if not timm.is_model(base):
         raise unknown_name("image encoder", spec.name, timm.list_models(), where="image.name")
-    options: dict[str, object] = {"num_classes": 0, "global_pool": "", "in_chans": spec.channels}
+    options: dict[str, Any] = {"num_classes": 0, "global_pool": "", "in_chans": spec.channels}
     config = timm.get_pretrained_cfg(base)
     fixed_size = config is not None and config.fixed_input_size  # a transformer: its tables are made for one size
     hub = spec.weights == "hub"
@@ -119,24 +121,30 @@ def _create(spec: ImageEncoderSpec) -> nn.Module:
     except (OSError, RuntimeError) as error:
         if not hub:
             raise
-        raise UserError(f"the weights of {spec.name!r} could not be fetched from the hub: {error}", where="image.weights",
-                        fix="give image.weights the path of a local file, or run once where the hub can be reached"
-                        ) from error
+        raise UserError(
+            f"the weights of {spec.name!r} could not be fetched from the hub: {error}", where="image.weights",
+            fix="give image.weights the path of a local file, or run once where the hub can be reached") from error
     if not hub and spec.weights != "random":
         _load_file(model, Path(spec.weights))
     return model
 
 
+def fit_channels(kernel: Tensor, channels: int) -> Tensor:
+    """A first kernel (out, in, kh, kw) for grey images repeated over `channels`: RGB kernels are summed to one channel,
+    one-channel kernels repeated and divided, so that either answers a grey image as before."""
+    if kernel.shape[1] == channels:
+        return kernel
+    return kernel.sum(dim=1, keepdim=True).expand(-1, channels, -1, -1) / channels
+
+
 def _load_file(model: nn.Module, file: Path) -> None:
     """Load a state dict of the bare encoder; classifier weights in it are left out."""
-    state = read_state(file)
-    own = model.state_dict()
-    kept = {key: value for key, value in state.items() if not key.startswith(("fc.", "head.", "classifier."))}
-    kernel = next(iter(own))
-    if kernel in kept and kept[kernel].dim() == 4 and kept[kernel].shape[1] == 3 and own[kernel].shape[1] == 1:
-        kept[kernel] = kept[kernel].sum(dim=1, keepdim=True)
-    coverage = fit_state(model, kept)
+    state = {key: value for key, value in read_state(file).items() if not key.startswith(_CLASSIFIERS)}
+    kernel = next(key for key, value in model.state_dict().items() if value.dim() == 4)
+    if kernel in state:
+        state[kernel] = fit_channels(state[kernel], model.state_dict()[kernel].shape[1])
+    coverage = fit_state(model, state)
     if coverage.missing or coverage.unexpected:
         raise UserError("the file does not hold the weights of this image encoder", where=str(file),
-                        expected=f"{len(own)} keys like {kernel}",
-                        fix=f"missing {coverage.missing[:3]}, unexpected {coverage.unexpected[:3]}")
+                        expected=f"a state dict with keys like {kernel}",
+                        fix=f"first missing: {coverage.missing[:3]}; first unexpected: {coverage.unexpected[:3]}")

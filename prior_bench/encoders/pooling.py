@@ -10,13 +10,12 @@ from torch import Tensor, nn
 class AttentionPool(nn.Module):
     """CLIP's attention pooling (Radford et al., 2021): the mean of the tokens asks, the mean and the tokens answer.
 
-    Args: width: C; heads; grid: side of the token grid for a learned positional table (1 + grid^2, C), None for no table.
+    Args: width: C; heads; grid: side of the grid of a learned positional table (1 + grid^2, C), None for no table.
     """
 
     def __init__(self, width: int, heads: int = 8, grid: int | None = None):
         super().__init__()
         self.heads = heads
-        self.grid = grid
         self.positional_embedding = None
         if grid is not None:
             self.positional_embedding = nn.Parameter(torch.randn(1 + grid * grid, width) / width**0.5)
@@ -26,8 +25,8 @@ class AttentionPool(nn.Module):
         self.c_proj = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None, grid: tuple[int, int] | None = None) -> Tensor:
-        """(B, N, C) tokens -> (B, C). `mask` (B, N) bool is True for real tokens; `grid` (h, w) is the tokens' layout, for
-        maps of another size than the positional table's, which is then interpolated."""
+        """(B, N, C) tokens -> (B, C). `mask` (B, N) bool is True for real tokens; `grid` (h, w) is the tokens' layout,
+        for maps of another size than the positional table's, which is then interpolated."""
         if mask is None:
             mean = tokens.mean(dim=1, keepdim=True)
         else:
@@ -36,24 +35,25 @@ class AttentionPool(nn.Module):
             mask = F.pad(mask, (1, 0), value=True)[:, None, None, :]  # the mean token is always there
         x = torch.cat([mean, tokens], dim=1)
         if self.positional_embedding is not None:
-            x = x + self._positions(grid)
+            x = x + _positions(self.positional_embedding, grid)
         query, key, value = (self._split(y) for y in (self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)))
         pooled = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         out: Tensor = self.c_proj(pooled.flatten(1))  # (B, heads, 1, C / heads): the heads side by side
         return out
 
-    def _positions(self, grid: tuple[int, int] | None) -> Tensor:
-        assert self.positional_embedding is not None and self.grid is not None
-        if grid is None or grid == (self.grid, self.grid):
-            return self.positional_embedding
-        mean, table = self.positional_embedding[:1], self.positional_embedding[1:]
-        table = table.T.unflatten(1, (self.grid, self.grid)).unsqueeze(0)
-        table = F.interpolate(table, grid, mode="bicubic", align_corners=False)
-        return torch.cat([mean, table[0].flatten(1).T])
-
     def _split(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, heads, N, C / heads)."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def _positions(table: Tensor, grid: tuple[int, int] | None) -> Tensor:
+    """A positional table (1 + side^2, C) for tokens laid out on `grid`: (1 + h w, C)."""
+    side = round((len(table) - 1) ** 0.5)
+    if grid is None or grid == (side, side):
+        return table
+    square = table[1:].T.unflatten(1, (side, side)).unsqueeze(0)
+    fitted = F.interpolate(square, grid, mode="bicubic", align_corners=False)
+    return torch.cat([table[:1], fitted[0].flatten(1).T])
 
 
 def sentence_means(words: Tensor, index: Tensor, sentences: int) -> tuple[Tensor, Tensor]:
