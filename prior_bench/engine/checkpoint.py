@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import pickle
 import random
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,27 +46,6 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def check_folder(folder: Path, need: int = 1 << 20) -> None:
-    """Make a folder and write to it, before anything is computed for it.
-
-    Raises:
-        UserError: it cannot be written, or its disk has less than `need` bytes free.
-    """
-    folder = Path(folder)
-    probe = folder / f".probe.{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"probe")
-        probe.unlink()
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise UserError(f"the folder cannot be written: {error.strerror or error}", where=str(folder),
-                        fix="choose another folder (--cache, --output), or mend its permissions") from error
-    if free < need:
-        raise UserError(f"the disk is full: {free / 2**20:.0f} MiB are free, {need / 2**20:.0f} MiB are needed",
-                        where=str(folder), fix="free space there, or choose another disk (--cache, --output)")
-
-
 def sync_folder(folder: Path) -> None:
     """Make a rename in this folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -92,7 +70,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise UserError("the checkpoint holds code or objects, and is not loaded", where=str(path),
                         expected="tensors, numbers and strings only (weights_only)", fix=fix) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise UserError(f"the checkpoint is damaged: {str(error).splitlines()[0] if str(error) else error!r}",
                         where=str(path), fix=fix) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

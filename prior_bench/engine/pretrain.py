@@ -103,12 +103,12 @@ def pretrain(method_name: str, recipe: Recipe, dataset: Dataset, *, seed: int, p
     if (weights := finished(cache, key)) is not None:
         return weights
 
-    from prior_bench.engine.checkpoint import check_folder
     from prior_bench.engine.processes import processes
     from prior_bench.engine.training import Run
+    from prior_bench.results import check_writable
 
     folder = run_folder(cache, key)
-    check_folder(folder)
+    check_writable(folder, 1 << 20, "--cache")
     with processes(precision, folder / "lock", report) as group:
         if group.first(finished(cache, key) is None):
             run = Run(method_name, recipe, dataset, seed, group, folder, Path(cache) / "images", report)

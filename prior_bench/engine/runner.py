@@ -165,7 +165,7 @@ class QuietRunner(Runner):
         return self.model.module if is_model_wrapper(self.model) else self.model
 
     def load_or_resume(self) -> None:
-        file: str | None = self._load_from
+        file = self._load_from  # type: ignore[has-type]
         self._load_from = None  # once, though train, val and test all call this
         if file is not None and self._resume:
             self.resume(file)

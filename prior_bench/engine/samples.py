@@ -70,10 +70,11 @@ class Positions(Sampler[list[tuple[int, int]]]):
         return self.steps - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        # n is no sample's index, so that the order shares its random numbers with no sample.
         last, order = -1, np.empty(0, np.int64)
         for step in range(self.start, self.steps):
             epoch, place = divmod(step, self.per_epoch)
             if epoch != last:
-                last, order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.n)
+                last, order = epoch, np.random.default_rng((self.seed, epoch, self.n)).permutation(self.n)
             first = (place * self.world + self.rank) * self.batch
             yield [(epoch, int(index)) for index in order[first: first + self.batch]]

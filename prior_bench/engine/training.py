@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from prior_bench import plugins
 from prior_bench.data.images import ImageStore
 from prior_bench.engine import memory
-from prior_bench.engine.checkpoint import check_folder, sync_folder
+from prior_bench.engine.checkpoint import sync_folder
 from prior_bench.engine.hooks import CHECKPOINT, Keep, Log, Stages
 from prior_bench.engine.precision import choose
 from prior_bench.engine.pretrain import Report, read_log
@@ -33,6 +33,7 @@ from prior_bench.engine.runner import QuietRunner, seed_everything
 from prior_bench.engine.samples import Positions, Samples, training_studies
 from prior_bench.errors import UserError
 from prior_bench.method import Batch, Method
+from prior_bench.results import check_writable
 
 if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
@@ -135,7 +136,8 @@ class Run:
         self.method = new_method(plugins.load("methods", method_name), recipe, seed, texts)
         seed_everything(seed + group.rank)  # equal weights, different dropout on each rank
         # Weights, two AdamW moments, twice (a new checkpoint is written before the old one goes), and the result.
-        check_folder(folder, need=7 * sum(p.numel() * p.element_size() for p in self.method.parameters()) + (1 << 20))
+        size = sum(p.numel() * p.element_size() for p in self.method.parameters())
+        check_writable(folder, 7 * size + (1 << 20), "--cache")
         ids = [image.id for study in self.studies for image in study.images]
         self.store = ImageStore.open(dataset, ids, self.method.image_input, images,
                                      report=lambda phase, share: report(phase, share, ""))

@@ -1,4 +1,4 @@
-"""A tiny method for the tests of the engine: two linear maps, a bag of words, dropout, InfoNCE. Loaded as a plug-in file."""
+"""A tiny method for the engine's tests: a convolution, a bag of words, dropout, InfoNCE. Loaded as a plug-in file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ class ToyMethod(Method):
         self.steps_seen: list[float] = []
 
     @classmethod
-    def from_recipe(cls, recipe: ToyRecipe, texts: Iterable[str] | None = None, tokenizer: Path | None = None) -> ToyMethod:
+    def from_recipe(cls, recipe: ToyRecipe, texts: Iterable[str] | None = None,
+                    tokenizer: Path | None = None) -> ToyMethod:
         if tokenizer is not None:
             return cls(recipe, json.loads((tokenizer / "words.json").read_text()))
         return cls(recipe, sorted({word for text in texts or [] for word in text.split()}))
