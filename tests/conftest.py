@@ -18,14 +18,14 @@ settings.register_profile("quick", deadline=None, max_examples=25, derandomize=T
 settings.load_profile("quick")
 
 
-def _load_toy():
-    """tests/toy.py as the module `toy`, whatever the import mode and the working directory."""
-    if "toy" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
+def _load(name):
+    """tests/<name>.py as the module `name`, whatever the import mode and the working directory."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
         module = importlib.util.module_from_spec(spec)
-        sys.modules["toy"] = module
+        sys.modules[name] = module
         spec.loader.exec_module(module)
-    return sys.modules["toy"]
+    return sys.modules[name]
 
 
 @pytest.fixture(autouse=True)
@@ -37,12 +37,18 @@ def one_thread():
 @pytest.fixture(scope="session")
 def toy():
     """The toy dataset (tests/toy.py): 108 patients at 64 px with labels, classes, masks, boxes and reports."""
-    return _load_toy().ToyDataset()
+    return _load("toy").ToyDataset()
 
 
 @pytest.fixture(scope="session")
 def toy_class():
-    return _load_toy().ToyDataset
+    return _load("toy").ToyDataset
+
+
+@pytest.fixture(scope="session")
+def pixel_method():
+    """A small method that reads the toy images and reports (tests/pixels.py): the class."""
+    return _load("pixels").PixelMethod
 
 
 @pytest.fixture(scope="session")
