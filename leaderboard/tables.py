@@ -253,8 +253,8 @@ def _grid(table: Table, rows: Sequence[Row], main: Metric | None, footnotes: dic
     name = main.name if main else ""
     others = _others(table, name)
     body = []
-    for row in rows:
-        if row.reference and body and not any(line[0] == "*references*" for line in body):
+    for above, row in zip([None, *rows], rows, strict=False):
+        if above is not None and row.reference and not above.reference:
             body.append(["*references*", *[""] * (len(table.fractions) + len(others))])
         cells = [_cell(table, row, fraction, name, rows, main, footnotes) for fraction in table.fractions]
         body.append([_label(table, row), *cells, *(_plain(table.entry(row, None), other) for other in others)])

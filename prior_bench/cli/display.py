@@ -29,6 +29,7 @@ class State:
     """Where a cell stands."""
 
     text: str = ""  # of a cell that has no number: "not applicable", "failed", "waiting", or the phase in flight
+    reason: str = ""  # why it has no number
     value: float | None = None  # main metric of a finished cell
     finished: bool = False
 
@@ -77,13 +78,13 @@ class Display:
     def _finish(self, cell: PlannedCell, result: Result) -> None:
         state = self.states[cell] = State(finished=True)
         if result.status == "not_applicable":
-            state.text = f"not applicable: {result.reason}"
+            state.text, state.reason = "not applicable", result.reason
             return
         main = self.grid.tasks[cell.task].main_metric
         metric = next((m for m in result.metrics if m.name == main), result.metrics[0] if result.metrics else None)
         state.value = metric.value if metric else None
         if metric is not None and metric.value is None:
-            state.text = f"undefined: {metric.reason}"
+            state.text, state.reason = "undefined", metric.reason
 
     @property
     def done(self) -> int:
@@ -149,7 +150,7 @@ class PlainDisplay(Display):
         super().finished(cell, result, seconds)
         state = self.states[cell]
         main = self.grid.tasks[cell.task].main_metric
-        what = f"{main} {state.value:.4f}" if state.value is not None else state.text
+        what = f"{main} {state.value:.4f}" if state.value is not None else f"{state.text}: {state.reason}"
         tail = ", ".join(part for part in (duration(seconds), self.remaining()) if part)
         typer.echo(f"[{self.done}/{len(self.states)}] {cell.title}: {what} ({tail})")
 

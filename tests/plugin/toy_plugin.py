@@ -1,13 +1,14 @@
 """A toy dataset, two toy methods and two toy tasks, for `--plugin`: what the harness is tested on, without training.
 
-Environment variables steer the task, because it runs in other processes: TOY_SLEEP (seconds a cell takes), TOY_FAIL (the
-fraction at which it has a bug), TOY_USER_ERROR (the fraction at which the user made a mistake).
+Environment variables steer it, because it runs in other processes: TOY_SLEEP (seconds a cell takes), TOY_FAIL (the
+fraction at which it has a bug), TOY_USER_ERROR (the fraction at which the user made a mistake), TOY_BAD (image ids).
 """
 
 from __future__ import annotations
 
 import os
 import time
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,7 +26,8 @@ class ToyData(Dataset):
     name = "toy-data"
     title = "Forty patients"
     needs_root = False
-    targets = {"findings": Target("findings", "multilabel", ("a", "b")), "extra": Target("extra", "mask", default=False)}
+    targets: ClassVar = {"findings": Target("findings", "multilabel", ("a", "b")),
+                         "extra": Target("extra", "multilabel", ("a", "b"), default=False)}
     budget = Budget(DenseBudget(32, 8, 2, 2), DenseBudget(32, 8, 2, 2), subset_seeds=(0, 1))
 
     def load_studies(self):

@@ -1,0 +1,222 @@
+"""Planning and running cells, on the toy plug-ins: what is asked for, what is skipped, what survives a failure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from prior_bench import execution, grid, plugins, results
+from prior_bench.errors import UserError
+from prior_bench.grid import Request
+
+PLUGIN = Path(__file__).parent / "plugin" / "toy_plugin.py"
+
+
+@pytest.fixture(autouse=True)
+def toy_plugins(monkeypatch):
+    monkeypatch.setattr(plugins, "_from_files", {kind: {} for kind in plugins.KINDS})
+    plugins.add_file(PLUGIN)
+
+
+@pytest.fixture
+def request_(tmp_path):
+    return Request(methods=("toy-method",), tasks=("toy-task",), datasets=("toy-data",), output=tmp_path / "results",
+                   cache=tmp_path / "cache")
+
+
+class Silent:
+    """A listener that remembers what it was told."""
+
+    def __init__(self):
+        self.done, self.errors, self.waited, self.phases = [], [], [], []
+
+    def weights(self, weights, phase, share, text):
+        self.phases.append(phase)
+
+    def progress(self, cell, phase, share):
+        self.phases.append(phase)
+
+    def waiting(self, cell):
+        self.waited.append(cell)
+
+    def finished(self, cell, result, seconds):
+        self.done.append(cell)
+
+    def failed(self, cell, error):
+        self.errors.append(error)
+
+
+def run(request):
+    listener = Silent()
+    return execution.execute(grid.plan(request), listener), listener
+
+
+# -------------------------------------------------------------------------------------------- planning
+
+
+def test_cells_of_a_request(request_):
+    planned = grid.plan(request_)
+    fractions = [(c.plan.fraction, c.plan.subset_seed) for c in planned.cells]
+    assert fractions == [(0.01, 0), (0.01, 1), (0.1, 0), (0.1, 1), (1.0, 0)]
+    assert {c.plan.target for c in planned.cells} == {"findings"}
+    assert len({c.cell("w").digest for c in planned.cells}) == 5
+    assert planned.missing == planned.cells
+
+
+def test_targets_modes_and_seeds_can_be_asked_for(request_):
+    more = replace(request_, targets=("extra",), modes=("finetune", "linear"), subset_seeds=(7,), seeds=(0, 1))
+    cells = grid.plan(more).cells
+    assert {c.plan.target for c in cells} == {"extra"}
+    assert {c.plan.mode for c in cells} == {"linear", "finetune"}
+    assert {c.plan.subset_seed for c in cells if c.plan.fraction < 1} == {7}
+    assert {c.weights.seed for c in cells} == {0, 1}
+    assert len({c.weights.digest for c in cells}) == 2
+
+
+def test_what_trains_nothing_comes_first(request_):
+    tasks = [c.task for c in grid.plan(replace(request_, tasks=("toy-task", "toy-text"))).cells]
+    assert tasks == ["toy-text"] + ["toy-task"] * 5
+
+
+def test_the_cell_depends_on_the_recipe_and_the_profile(request_):
+    def digests(**changes):
+        return {c.cell(c.weights.digest).digest for c in grid.plan(replace(request_, **changes)).cells}
+
+    assert digests() == digests()
+    for changes in ({"recipe": "other"}, {"overrides": {"width": 4}}, {"profile": "paper"}, {"seeds": (1,)}):
+        assert not digests() & digests(**changes)
+    (shown,) = {c.weights.recipe for c in grid.plan(replace(request_, overrides={"width": 4})).cells}
+    assert shown == "small[width=4]"
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"methods": ("toy-metod",)}, "did you mean 'toy-method'"),
+    ({"tasks": ("toy-tak",)}, "did you mean 'toy-task'"),
+    ({"datasets": ("toy-dat",)}, "did you mean 'toy-data'"),
+    ({"targets": ("finding",)}, "did you mean 'findings'"),
+    ({"modes": ("linea",)}, "did you mean 'linear'"),
+    ({"profile": "standrad"}, "did you mean 'standard'"),
+    ({"recipe": "smal"}, "did you mean 'small'"),
+    ({"fractions": (0.2,)}, "did you mean 0.1"),
+    ({"fractions": (10.0,)}, "did you mean 1?"),
+    ({"fractions": (0.0,)}, "one of 0.01, 0.1, 1"),
+    ({"pretrain_on": "phantm"}, "did you mean 'phantom'"),
+    ({"pretrain_on": "toy-data"}, "has no reports to pre-train on"),
+    ({"methods": ("prior",)}, "give --pretrain-on, or --weights"),
+    ({"weights": Path("none.pt")}, "none.pt"),
+    ({"weights": PLUGIN}, "takes no weights"),
+    ({"methods": ("toy-method", "toy-other"), "weights": PLUGIN}, "belongs to one method"),
+    ({"targets": ("reports",), "datasets": ("toy-data", "phantom")}, "nothing to evaluate"),
+])
+def test_unknown_and_unfitting_requests(request_, changes, message):
+    with pytest.raises(UserError) as error:
+        grid.plan(replace(request_, **changes))
+    assert message in str(error.value)
+
+
+def test_pretrained_weights_are_known_by_their_note(request_):
+    request = replace(request_, methods=("prior",), pretrain_on="phantom")
+    weights = grid.plan(request).cells[0].weights
+    assert weights.digest is None
+    assert weights.source == "phantom"
+    grid.write_note(request.cache, weights.key, "abc")
+    assert grid.plan(request).cells[0].weights.digest == "abc"
+    changed = replace(request, overrides={"training.epochs": 1})
+    assert grid.plan(changed).cells[0].weights.digest is None
+
+
+# ------------------------------------------------------------------------------------------- running
+
+
+def test_a_second_run_has_nothing_to_do(request_):
+    summary, listener = run(request_)
+    assert (summary.new, len(listener.done)) == (5, 5)
+    assert grid.plan(request_).missing == []
+    summary, listener = run(request_)
+    assert (summary.new, listener.done) == (0, [])
+    for result in results.read_results(request_.output):
+        assert result.provenance["seeds"]["subset"] == result.cell.subset_seed
+        assert set(result.provenance["digests"]) == {"weights", "data", "protocol", "split"}
+        assert result.provenance["packages"]["prior-bench"]
+        assert result.provenance["seconds"]["fit"] >= 0
+        assert result.provenance["peak_memory_bytes"]["process"] > 1 << 20
+
+
+def test_only_what_is_missing_runs(request_):
+    run(replace(request_, fractions=(0.1,)))
+    summary, _ = run(request_)
+    assert summary.new == 3
+    next(request_.output.glob("*.json")).unlink()
+    assert run(request_)[0].new == 1
+
+
+def test_text_tasks_do_not_apply_to_methods_without_text(request_):
+    run(replace(request_, tasks=("toy-text",)))
+    (result,) = results.read_results(request_.output)
+    assert (result.status, result.reason) == ("not_applicable", "toy-method has no text encoder")
+
+
+def test_a_bug_costs_its_cell_only(request_, monkeypatch):
+    monkeypatch.setenv("TOY_FAIL", "0.1")
+    summary, listener = run(request_)
+    assert summary.new == 3
+    assert len(summary.failed) == 2
+    assert all("ZeroDivisionError: a bug in the toy task" in trace for trace in summary.failed.values())
+    assert len(listener.errors) == 2
+    monkeypatch.delenv("TOY_FAIL")
+    assert run(request_)[0].new == 2
+
+
+def test_a_user_error_ends_the_run_and_keeps_what_was_done(request_, monkeypatch):
+    monkeypatch.setenv("TOY_USER_ERROR", "0.1")
+    with pytest.raises(UserError, match="toy file is broken"):
+        run(request_)
+    assert len(list(request_.output.glob("*.json"))) == 2
+
+
+def test_full_disk_in_a_cell_is_a_user_error(request_, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "features")
+
+    monkeypatch.setattr(execution, "evaluate", full)
+    with pytest.raises(UserError, match="No space left"):
+        run(request_)
+
+
+def test_output_is_checked_before_computing(request_, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(execution, "obtain", lambda *_: pytest.fail("computed"))
+    with pytest.raises(UserError, match="cannot write"):
+        run(replace(request_, output=tmp_path / "file" / "results"))
+    with pytest.raises(UserError, match="cannot write"):
+        run(replace(request_, cache=tmp_path / "file" / "cache"))
+
+
+def test_a_cell_in_flight_elsewhere_comes_last(request_):
+    planned = grid.plan(request_)
+    first = planned.cells[0]
+    cell = first.cell(first.weights.digest)
+    request_.output.mkdir()
+    lock = results.cell_lock(request_.output, cell)
+    lock.acquire()
+    listener = Silent()
+    listener.waiting = lambda _: lock.release()  # the other process ends without a result, as after kill -9
+    execution.execute(planned, listener)
+    assert [c.plan for c in listener.done] == [c.plan for c in [*planned.cells[1:], first]]
+
+
+# ---------------------------------------------------------------------------------------- bad images
+
+
+def test_bad_images_are_left_out_and_listed(request_, monkeypatch):
+    monkeypatch.setenv("TOY_BAD", "i6,i7")
+    with pytest.raises(UserError, match="2 images of toy-data cannot be read") as error:
+        grid.plan(replace(request_, max_bad_images=1))
+    assert "i6: the image cannot be used" in str(error.value)
+    request = replace(request_, max_bad_images=2)
+    assert "i6" not in grid.plan(request).datasets["toy-data"].dataset.records
+    run(request)
+    assert all(r.provenance["excluded_images"] == ["i6", "i7"] for r in results.read_results(request.output))
+    assert all(m.counts["images"] == 18 for r in results.read_results(request.output) for m in r.metrics[:1])
