@@ -1,0 +1,98 @@
+"""Text encoders: vocabulary, word pieces with their sentences, padding, saving, local folders."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from prior_bench.encoders.text import TextEncoder, build_tokenizer
+from prior_bench.errors import UserError
+from prior_bench.recipes import TextEncoderSpec
+
+REPORTS = ["The heart is enlarged. Small left pleural effusion.", "No pneumothorax. Lungs are clear.",
+           "Right lower lobe consolidation, unchanged.", "The heart is normal in size."] * 3
+SPEC = TextEncoderSpec(layers=1, width=16, heads=2, vocabulary=90, max_tokens=12)
+
+
+@pytest.fixture
+def encoder() -> TextEncoder:
+    torch.manual_seed(0)
+    return TextEncoder.build(SPEC, REPORTS).eval()
+
+
+def test_equal_texts_give_an_equal_vocabulary_in_any_order_and_process():
+    here = build_tokenizer(REPORTS, 90).get_vocab()
+    assert build_tokenizer(REPORTS[::-1], 90).get_vocab() == here
+    code = f"from prior_bench.encoders.text import build_tokenizer; print(build_tokenizer({REPORTS!r}, 90).get_vocab())"
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert dict(sorted(ast.literal_eval(there).items())) == dict(sorted(here.items()))
+    assert len(here) <= 90
+
+
+def test_special_tokens_belong_to_no_sentence(encoder):
+    tokens = encoder.tokens(["heart", "Lungs clear."])
+    text = encoder.tokenizer.convert_ids_to_tokens(tokens.ids)
+    assert (text[0], text[-1]) == ("[CLS]", "[SEP]")
+    assert (tokens.sentence[0], tokens.sentence[-1]) == (-1, -1)
+    assert sorted(set(tokens.sentence[1:-1])) == [0, 1]
+    assert encoder.tokenizer.decode(tokens.ids[tokens.sentence == 1]).replace(" ", "") == "lungsclear."
+
+
+def test_long_texts_are_cut_and_sentences_beyond_the_cut_disappear(encoder):
+    tokens = encoder.tokens(["heart"] * 30)
+    assert len(tokens.ids) == 12
+    assert tokens.sentence.max() < 10
+
+
+def test_an_empty_text_has_no_sentence(encoder):
+    assert list(encoder.tokens([]).sentence) == [-1, -1]
+
+
+def test_padding_reaches_the_longest_and_changes_nothing(encoder):
+    short, long = encoder.tokens(["heart"]), encoder.tokens(["heart", "no effusion", "lungs"])
+    both = encoder.pad([short, long])
+    assert both["ids"].shape == (2, len(long.ids))
+    assert list(both["mask"].sum(dim=1)) == [len(short.ids), len(long.ids)]
+    assert (both["sentence"][0, len(short.ids):] == -1).all()
+    with torch.no_grad():
+        alone = encoder(*(encoder.pad([short])[k] for k in ("ids", "mask")))
+        together = encoder(both["ids"], both["mask"])
+    torch.testing.assert_close(together[:1, : len(short.ids)], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_saved_tokenizer_gives_the_same_word_pieces_and_configuration(encoder, tmp_path):
+    encoder.save(tmp_path)
+    again = TextEncoder.build(SPEC, folder=tmp_path)
+    for report in (*REPORTS, "Unseen words: mediastinal shift 3.5 cm!"):
+        np.testing.assert_array_equal(again.tokens([report]).ids, encoder.tokens([report]).ids)
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in encoder.state_dict().items()}
+    again.load_state_dict(encoder.state_dict())
+    tokens = encoder.pad([encoder.tokens(["no effusion"])])
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval()(tokens["ids"], tokens["mask"]), encoder(tokens["ids"], tokens["mask"]))
+
+
+def test_a_local_folder_of_transformers_is_an_encoder(tmp_path):
+    tokenizer = build_tokenizer(REPORTS, 90)
+    config = transformers.RobertaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1,
+                                        num_attention_heads=2, intermediate_size=32, max_position_embeddings=40)
+    model = transformers.RobertaModel(config)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    encoder = TextEncoder.build(TextEncoderSpec(name=str(tmp_path), max_tokens=20))
+    tokens = encoder.pad([encoder.tokens(["no effusion"])])
+    assert encoder(tokens["ids"], tokens["mask"]).shape == (*tokens["ids"].shape, 16)
+    torch.testing.assert_close(encoder.model.embeddings.word_embeddings.weight, model.embeddings.word_embeddings.weight)
+
+
+def test_a_missing_model_and_missing_reports_are_users_errors(tmp_path):
+    with pytest.raises(UserError, match="local folder"):
+        TextEncoder.build(TextEncoderSpec(name=str(tmp_path / "nowhere")))
+    with pytest.raises(UserError, match="training reports"):
+        TextEncoder.build(SPEC)
