@@ -35,15 +35,18 @@ class Phantom(Dataset):
     title: ClassVar[str] = "Phantom: procedural chest X-rays with reports"
     needs_root: ClassVar[bool] = False
     size: ClassVar[Size] = Size(pixels=128, train=2000, validation=200, test=600, per_class=40, seed=0)
-    targets: ClassVar[Mapping[str, Target]] = {t.name: t for t in (
-        Target("findings", "multilabel", KINDS, prompts=True),
-        Target(_SINGLE, "exclusive", EXCLUSIVE, train=False, prompts=True),
-        Target("opacity", "mask", ("opacity",)),
-        Target("pneumothorax", "mask", ("pneumothorax",)),
-        Target("lungs", "mask", ("lungs",), sanity=True, default=False),
-        Target("lesions", "boxes", BOXES),
-        Target("reports", "report"),
-    )}
+    targets: ClassVar[Mapping[str, Target]] = {
+        t.name: t
+        for t in (
+            Target("findings", "multilabel", KINDS, prompts=True),
+            Target(_SINGLE, "exclusive", EXCLUSIVE, train=False, prompts=True),
+            Target("opacity", "mask", ("opacity",)),
+            Target("pneumothorax", "mask", ("pneumothorax",)),
+            Target("lungs", "mask", ("lungs",), sanity=True, default=False),
+            Target("lesions", "boxes", BOXES),
+            Target("reports", "report"),
+        )
+    }
     budget: ClassVar[Budget] = Budget(
         segmentation=DenseBudget(size=128, channels=128, batch=8, steps=120),
         detection=DenseBudget(size=128, channels=64, batch=16, steps=120),
@@ -64,17 +67,15 @@ class Phantom(Dataset):
         return [_study(record) for record in self.store.records]
 
     def load_labels(self, target: str) -> LabelTable:
-        if target == "findings":
-            records, classes = self._regular, KINDS
-        elif target == _SINGLE:
-            records, classes = [r for r in self.store.records if r["only"]], EXCLUSIVE
-        else:
+        if target not in {"findings", _SINGLE}:
             raise self._has_no("labels", target)
+        records = [r for r in self.store.records if bool(r["only"]) == (target == _SINGLE)]
+        classes = self.target(target).classes
         values = np.array([[kind in r["labels"] for kind in classes] for r in records], np.float32)
         return LabelTable(tuple(r["id"] for r in records), classes, values)
 
     def load_ids(self, target: str) -> Sequence[str]:
-        """All regular images: a mask or a list of boxes may be empty there. The single-finding studies are not among them."""
+        """All regular images (a mask or a list of boxes may be empty there), without the single-finding studies."""
         if self.target(target).kind not in {"mask", "boxes", "report"}:
             raise self._has_no("images", target)
         return [r["id"] for r in self._regular]
@@ -88,8 +89,10 @@ class Phantom(Dataset):
         if target != "lesions":
             raise self._has_no("boxes", target)
         boxes = self.store.records[self._rows[image_id]]["boxes"]
-        return Boxes(np.array([b[1:] for b in boxes], np.float32).reshape(-1, 4),
-                     np.array([BOXES.index(b[0]) for b in boxes], np.int64))
+        return Boxes(
+            np.array([b[1:] for b in boxes], np.float32).reshape(-1, 4),
+            np.array([BOXES.index(b[0]) for b in boxes], np.int64),
+        )
 
     def prompts(self, target: str) -> Mapping[str, Prompts]:
         import yaml
@@ -97,8 +100,10 @@ class Phantom(Dataset):
         written = yaml.safe_load((_HERE / "prompts.yaml").read_text(encoding="utf-8"))
         if target not in written:
             raise self._has_no("prompts", target)
-        return {name: Prompts(tuple(written[target][name]["positive"]), tuple(written[target][name].get("negative", ())))
-                for name in self.target(target).classes}
+        return {
+            name: Prompts(tuple(written[target][name]["positive"]), tuple(written[target][name].get("negative", ())))
+            for name in self.target(target).classes
+        }
 
     def read_image(self, record: ImageRecord) -> PILImage:
         from PIL import Image
@@ -134,6 +139,10 @@ def _size(size: Size) -> list[int]:
 def _study(record: dict[str, Any]) -> Study:
     """A study from its record; impression first among the sentences."""
     sections = {name: tuple(sentences) for name, sentences in record["report"].items()}
-    report = Report({name: " ".join(sentences) for name, sentences in sections.items()},
-                    sections["impression"] + sections["findings"])
-    return Study(record["id"], record["patient"], record["split"], (ImageRecord(record["id"], view=record["view"]),), report)
+    report = Report(
+        {name: " ".join(sentences) for name, sentences in sections.items()},
+        sections["impression"] + sections["findings"],
+    )
+    return Study(
+        record["id"], record["patient"], record["split"], (ImageRecord(record["id"], view=record["view"]),), report
+    )

@@ -8,6 +8,7 @@ Patient's right is image left. The shapes are drawn by hand after textbook propo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import pi
 
 import numpy as np
@@ -16,6 +17,10 @@ from prior_bench.datasets.phantom.canvas import Array, Frame, noise, smooth_max,
 
 SIDES = {"right": -1, "left": 1}  # the sign of x
 RIBS = range(1, 11)
+LETTERS = {  # strokes in a unit square
+    "L": (((0, 0), (0, 1), (0.6, 1)),),
+    "R": (((0, 1), (0, 0), (0.5, 0.05), (0.6, 0.25), (0.5, 0.45), (0, 0.5)), ((0.25, 0.5), (0.6, 1))),
+}
 CM = 1 / 38.0  # one centimetre in thorax units: the image shows about 38 cm
 
 
@@ -71,12 +76,28 @@ class Exam:
 def draw_patient(rng: np.random.Generator) -> Patient:
     u = rng.uniform
     return Patient(
-        width=u(0.33, 0.385), apex=u(0.085, 0.125), base=u(0.71, 0.77), dome=u(0.07, 0.11), left_lower=u(0.0, 0.03),
-        heart=u(0.39, 0.485), heart_angle=u(0.5, 0.8), knob=u(0.022, 0.04), habitus=u(), breasts=max(0.0, u(-1.0, 1.0)),
-        bone=u(0.75, 1.25), rib_gap=u(0.058, 0.068), rib_slope=u(0.02, 0.08), rib_width=u(0.02, 0.027),
-        clavicle=u(0.01, 0.09), scoliosis=u(-0.02, 0.02), hilum=u(0.41, 0.46), markings=u(0.6, 1.5),
-        pacemaker=str(rng.choice(["", "left", "right"], p=[0.93, 0.06, 0.01])), sternotomy=bool(u() < 0.08),
-        seed=int(rng.integers(1 << 31)))
+        width=u(0.33, 0.385),
+        apex=u(0.085, 0.125),
+        base=u(0.71, 0.77),
+        dome=u(0.07, 0.11),
+        left_lower=u(0.0, 0.03),
+        heart=u(0.39, 0.485),
+        heart_angle=u(0.5, 0.8),
+        knob=u(0.022, 0.04),
+        habitus=u(),
+        breasts=max(0.0, u(-1.0, 1.0)),
+        bone=u(0.75, 1.25),
+        rib_gap=u(0.058, 0.068),
+        rib_slope=u(0.02, 0.08),
+        rib_width=u(0.02, 0.027),
+        clavicle=u(0.01, 0.09),
+        scoliosis=u(-0.02, 0.02),
+        hilum=u(0.41, 0.46),
+        markings=u(0.6, 1.5),
+        pacemaker=str(rng.choice(["", "left", "right"], p=[0.93, 0.06, 0.01])),
+        sternotomy=bool(u() < 0.08),
+        seed=int(rng.integers(1 << 31)),
+    )
 
 
 def draw_exam(rng: np.random.Generator, portable: float = 0.4) -> Exam:
@@ -86,14 +107,23 @@ def draw_exam(rng: np.random.Generator, portable: float = 0.4) -> Exam:
     spread = 1.5 if bed else 1.0
     edges = rng.uniform(0, 0.05, 4) * (rng.random(4) < 0.25)
     return Exam(
-        view="AP" if bed else "PA", tilt=float(np.clip(rng.normal(0, 0.035), -0.08, 0.08)) * spread,
-        shift=(float(u(-0.045, 0.045)), float(u(-0.05, 0.04))), zoom=u(0.87, 1.1),
+        view="AP" if bed else "PA",
+        tilt=float(np.clip(rng.normal(0, 0.035), -0.08, 0.08)) * spread,
+        shift=(float(u(-0.045, 0.045)), float(u(-0.05, 0.04))),
+        zoom=u(0.87, 1.1),
         rotation=float(np.clip(rng.normal(0, 0.012), -0.03, 0.03)) * spread,
-        inspiration=u(0.1, 1.0) if bed else u(0.0, 0.6), magnification=u(1.0, 1.1) if bed else 1.0,
-        exposure=rng.normal(0, 0.12) * spread, contrast=u(0.75, 1.2),
-        noise=u(0.008, 0.022) * spread, marker=str(rng.choice(["L", "R", ""], p=[0.45, 0.35, 0.2])),
-        electrodes=bool(bed and u() < 0.5), catheter=str(rng.choice(["right", "left"])) if bed and u() < 0.3 else "",
-        tube=bool(bed and u() < 0.2), collimation=(edges[0], edges[1], edges[2], edges[3]), seed=int(rng.integers(1 << 31)))
+        inspiration=u(0.1, 1.0) if bed else u(0.0, 0.6),
+        magnification=u(1.0, 1.1) if bed else 1.0,
+        exposure=rng.normal(0, 0.12) * spread,
+        contrast=u(0.75, 1.2),
+        noise=u(0.008, 0.022) * spread,
+        marker=str(rng.choice(["L", "R", ""], p=[0.45, 0.35, 0.2])),
+        electrodes=bool(bed and u() < 0.5),
+        catheter=str(rng.choice(["right", "left"])) if bed and u() < 0.3 else "",
+        tube=bool(bed and u() < 0.2),
+        collimation=(edges[0], edges[1], edges[2], edges[3]),
+        seed=int(rng.integers(1 << 31)),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +231,12 @@ class Thorax:
         """Lung air: less near the edges where the lung is thin, some behind heart and diaphragm."""
         f = self.frame
         thick = np.maximum(*(self.lung[s] * self._thickness(s) for s in SIDES))
-        behind = 0.25 * f.edge(self.patient.width * 0.85 - np.abs(f.x), 0.1) * f.edge(0.80 - f.y, 0.12) * f.edge(f.y - 0.2, 0.1)
+        behind = (
+            0.25
+            * f.edge(self.patient.width * 0.85 - np.abs(f.x), 0.1)
+            * f.edge(0.80 - f.y, 0.12)
+            * f.edge(f.y - 0.2, 0.1)
+        )
         return np.maximum(thick * (1 - 0.80 * self.mediastinum), behind * self.mediastinum)
 
     def _thickness(self, side: str) -> Array:
@@ -215,13 +250,24 @@ class Thorax:
         wide = 1 + 0.8 * self.disease.congestion
         for side, sign in SIDES.items():
             x, y = sign * 0.075 + float(self.midline(0.42)), self.patient.hilum + (0.02 if side == "right" else 0.0)
-            self.frame.stroke(layer, [(x, y - 0.045), (x + sign * 0.012, y), (x + sign * 0.006, y + 0.07)], 0.032, 0.8, 0.022)
+            self.frame.stroke(
+                layer, [(x, y - 0.045), (x + sign * 0.012, y), (x + sign * 0.006, y + 0.07)], 0.032, 0.8, 0.022
+            )
             for angle in np.linspace(-1.3, 1.4, 8) + rng.uniform(-0.15, 0.15, 8):
                 self._branch(layer, rng, (x, y), sign, angle, rng.uniform(0.15, 0.25), 0.012 * wide, 3)
         return layer * self.patient.markings * np.maximum(self.lungs, 0.12) * (0.17 + 0.06 * self.disease.congestion)
 
-    def _branch(self, layer: Array, rng: np.random.Generator, start: tuple[float, float], sign: int, angle: float,
-                length: float, width: float, levels: int) -> None:
+    def _branch(
+        self,
+        layer: Array,
+        rng: np.random.Generator,
+        start: tuple[float, float],
+        sign: int,
+        angle: float,
+        length: float,
+        width: float,
+        levels: int,
+    ) -> None:
         bend, path, (x, y) = rng.normal(0, 0.25), [start], start
         for step in range(levels):
             direction = angle + bend * step
@@ -249,14 +295,16 @@ class Thorax:
             for number in RIBS:
                 height = self.rib(side, number, s)
                 width = p.rib_width * (0.9 if number < 9 else 0.8) * (1 - 0.25 * s)
-                gap = np.float32(1.0)
+                gap: Array | float = 1.0
                 for broken_side, broken, place, slip in self.disease.fractures:
                     if (broken_side, broken) == (side, number):
                         height = height + slip * smoothstep((s - place) / 0.015 + 0.5)
                         gap = 1 - np.exp(-(((s - place) / 0.035) ** 2))
                 offset = np.abs(f.y - height) / np.float32(np.sqrt(1 + 0.1))
                 profile = 0.65 + 0.5 * np.clip(offset / (width / 2), 0, 1) ** 2
-                layer = np.maximum(layer, f.edge(width / 2 - offset) * profile * gap * body * (1.0 if number < 10 else 0.7))
+                layer = np.maximum(
+                    layer, f.edge(width / 2 - offset) * profile * gap * body * (1.0 if number < 10 else 0.7)
+                )
                 if 2 <= number <= 8:
                     end = self.rib(side, number, 1.0)
                     front = end + 0.22 * (1 - s) ** 0.75 + 0.01 * number * (1 - s)
@@ -276,7 +324,7 @@ class Thorax:
         for side in SIDES:
             breaks = [(place, slip) for s, rib, place, slip in self.disease.fractures if s == side and rib == 0]
             cuts = [0.0, *(place for place, _ in breaks), 1.0]
-            for part, (low, high) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
+            for part, (low, high) in enumerate(pairwise(cuts)):
                 slip = breaks[part - 1][1] if part else 0.0
                 low, high = low + 0.03 * (part > 0), high - 0.03 * (part < len(breaks))
                 points = [self.clavicle(side, s) for s in np.linspace(low, high, 8)]
@@ -298,7 +346,9 @@ class Thorax:
         for side, sign in SIDES.items():
             a = self.from_midline(side)
             x = self.patient.width + 0.045 - inward
-            blade = f.edge(a - x - 0.10 * np.abs(f.y - 0.30), 0.006) * f.edge(f.y - 0.13, 0.02) * f.edge(0.46 - f.y, 0.02)
+            blade = (
+                f.edge(a - x - 0.10 * np.abs(f.y - 0.30), 0.006) * f.edge(f.y - 0.13, 0.02) * f.edge(0.46 - f.y, 0.02)
+            )
             layer = layer + 0.4 * blade
             f.stroke(layer, [(sign * (x + 0.025), 0.13), (sign * x, 0.30), (sign * (x + 0.03), 0.46)], 0.012, 0.7)
             layer = np.maximum(layer, f.ellipse(sign * (x + 0.10), 0.15, 0.055, 0.055, blur=0.01))  # humeral head
@@ -309,7 +359,9 @@ class Thorax:
         f, p = self.frame, self.patient
         a = np.abs(f.x)
         neck = 0.09 + 0.03 * p.habitus
-        shoulder = 0.01 + 0.13 * smoothstep((a - neck) / 0.36) - 0.03 * p.habitus - 0.4 * smoothstep((neck + 0.02 - a) / 0.07)
+        shoulder = (
+            0.01 + 0.13 * smoothstep((a - neck) / 0.36) - 0.03 * p.habitus - 0.4 * smoothstep((neck + 0.02 - a) / 0.07)
+        )
         flank = 0.47 + 0.06 * p.habitus - a + 0.10 * smoothstep((0.35 - f.y) / 0.2)
         body = f.edge(np.minimum(f.y - shoulder, flank), 0.02)
         thick = 0.80 + 0.12 * p.habitus + 0.10 * (1 - (f.x / 0.5) ** 2) - 0.16 * smoothstep((0.22 - f.y) / 0.25)
@@ -318,7 +370,9 @@ class Thorax:
 
     def _abdomen(self) -> Array:
         f = self.frame
-        below = [f.edge(f.y - self.diaphragm(self.from_midline(s), s), 0.01) * (self.from_midline(s) >= 0) for s in SIDES]
+        below = [
+            f.edge(f.y - self.diaphragm(self.from_midline(s), s), 0.01) * (self.from_midline(s) >= 0) for s in SIDES
+        ]
         belly = below[0] + 0.92 * below[1]
         bubble = f.ellipse(0.17 + 0.02 * self.patient.scoliosis, self.base("left") + 0.075, 0.055, 0.032, 0.2, 0.02)
         return belly * 0.20 - 0.16 * bubble * belly
@@ -344,21 +398,41 @@ class Thorax:
         if p.pacemaker:
             sign = SIDES[p.pacemaker]
             metal = np.maximum(metal, f.ellipse(sign * 0.27, 0.245, 0.042, 0.05, 0.3, 0.004))
-            f.stroke(metal, [(sign * 0.25, 0.2), (sign * 0.14, 0.185), (m - 0.03, 0.24), (m - 0.04, 0.45),
-                             (m - 0.01, 0.62), (m + 0.11, 0.68)], 0.007, 0.8)
+            f.stroke(
+                metal,
+                [
+                    (sign * 0.25, 0.2),
+                    (sign * 0.14, 0.185),
+                    (m - 0.03, 0.24),
+                    (m - 0.04, 0.45),
+                    (m - 0.01, 0.62),
+                    (m + 0.11, 0.68),
+                ],
+                0.007,
+                0.8,
+            )
         if p.sternotomy:
             for y in np.arange(0.22, 0.62, 0.075):
-                f.stroke(metal, [(m - 0.012, y), (m + 0.004, y - 0.008), (m + 0.014, y + 0.004), (m - 0.01, y + 0.006)], 0.005, 0.8)
+                f.stroke(
+                    metal,
+                    [(m - 0.012, y), (m + 0.004, y - 0.008), (m + 0.014, y + 0.004), (m - 0.01, y + 0.006)],
+                    0.005,
+                    0.8,
+                )
         if e.electrodes:
             for x, y in self.rng.uniform((-0.34, 0.2), (0.34, 0.72), (3, 2)):
                 metal = np.maximum(metal, 0.8 * f.ellipse(x, y, 0.014, 0.014))
                 f.stroke(plastic, [(x, y), (x * 1.1, y + 0.14), (x * 0.8 + 0.1, 1.05)], 0.006, 0.8)
         if e.catheter:
             sign = SIDES[e.catheter]
-            f.stroke(plastic, [(sign * 0.13, -0.02), (sign * 0.10, 0.13), (m - 0.025, 0.26), (m - 0.035, 0.42)], 0.009, 0.9)
+            f.stroke(
+                plastic, [(sign * 0.13, -0.02), (sign * 0.10, 0.13), (m - 0.025, 0.26), (m - 0.035, 0.42)], 0.009, 0.9
+            )
         if e.tube:
             f.stroke(plastic, [(m * 0.5, -0.05), (m + 0.002, 0.15), (m + 0.004, 0.29)], 0.011, 1.0)
-            f.stroke(plastic, [(m + 0.014, -0.05), (m + 0.016, 0.3), (m + 0.02, 0.6), (0.06, 0.76), (0.13, 0.83)], 0.008, 1.0)
+            f.stroke(
+                plastic, [(m + 0.014, -0.05), (m + 0.016, 0.3), (m + 0.02, 0.6), (0.06, 0.76), (0.13, 0.83)], 0.008, 1.0
+            )
         return metal, plastic
 
     # ------------------------------------------------------------------------------------ the picture
@@ -368,7 +442,9 @@ class Thorax:
         e, f = self.exam, self.frame
         body = self._body()
         inside = np.clip(body * 3, 0, 1)
-        tissue = body + 0.13 * self.mediastinum + self._abdomen() + self._breasts() + 0.03 * texture(self.rng, f.size, 5, 2)
+        tissue = (
+            body + 0.13 * self.mediastinum + self._abdomen() + self._breasts() + 0.03 * texture(self.rng, f.size, 5, 2)
+        )
         beam = tissue - 0.54 * self.air + self.water - self._airways() + self.bone
         beam = beam * inside + 0.45 * self.metal + 0.11 * self.plastic
         beam = beam + e.exposure * 0.5 + 0.04 * noise(self.rng, f.size, 2)
@@ -378,7 +454,7 @@ class Thorax:
         film = np.maximum(film, self._marker())
         left, right, top, bottom = (round(c * f.size) for c in e.collimation)
         framed = np.zeros_like(film)
-        framed[top:f.size - bottom, left:f.size - right] = film[top:f.size - bottom, left:f.size - right]
+        framed[top : f.size - bottom, left : f.size - right] = film[top : f.size - bottom, left : f.size - right]
         return np.clip(np.rint(framed * 255), 0, 255).astype(np.uint8)
 
     def _marker(self) -> Array:
@@ -387,8 +463,6 @@ class Thorax:
         if self.exam.marker:
             side = 0.42 if self.exam.marker == "L" else -0.42
             x, y, h = side, 0.10, 0.045
-            strokes = {"L": [[(0, 0), (0, 1), (0.6, 1)]],
-                       "R": [[(0, 1), (0, 0), (0.5, 0.05), (0.6, 0.25), (0.5, 0.45), (0, 0.5)], [(0.25, 0.5), (0.6, 1)]]}
-            for path in strokes[self.exam.marker]:
+            for path in LETTERS[self.exam.marker]:
                 self.frame.stroke(layer, [(x + h * u, y + h * v) for u, v in path], 0.009, 0.95)
         return layer

@@ -1,6 +1,7 @@
 """Drawing primitives of the phantom: a frame of thorax coordinates, soft edges, strokes and smooth noise.
 
-Thorax coordinates are independent of pixels: x runs from -0.5 (patient's right, image left) to 0.5, y from 0 (top) to 1.
+Thorax coordinates are independent of pixels: x runs from -0.5 (patient's right, image left) to 0.5, y from 0 (top)
+to 1.
 Only element-wise numpy is used (no BLAS), so the bytes do not depend on the number of threads or processes.
 """
 
@@ -70,8 +71,14 @@ class Frame:
         """Coverage of an ellipse (see `inside_ellipse`)."""
         return self.edge(self.inside_ellipse(x, y, rx, ry, angle), blur)
 
-    def stroke(self, layer: Array, points: Sequence[tuple[float, float]], width: float, value: float = 1.0,
-               end_width: float | None = None) -> None:
+    def stroke(
+        self,
+        layer: Array,
+        points: Sequence[tuple[float, float]],
+        width: float,
+        value: float = 1.0,
+        end_width: float | None = None,
+    ) -> None:
         """Draw a polyline into `layer` by maximum; the full width runs from `width` to `end_width` (thorax units)."""
         end_width = width if end_width is None else end_width
         path = self.pixels(points)

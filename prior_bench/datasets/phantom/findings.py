@@ -24,8 +24,11 @@ LOBES = {
     "lingula": ("left", (0.60, 0.74), (0.50, 0.75)),
     "left lower lobe": ("left", (0.78, 0.92), (0.55, 0.85)),
 }
-ZONES = {f"{side} {zone} lung zone": (side, depth, (0.25, 0.85) if side == "right" or zone != "lower" else (0.55, 0.85))
-         for side in SIDES for zone, depth in {"upper": (0.16, 0.34), "mid": (0.42, 0.58), "lower": (0.68, 0.86)}.items()}
+ZONES = {
+    f"{side} {zone} lung zone": (side, depth, (0.25, 0.85) if side == "right" or zone != "lower" else (0.55, 0.85))
+    for side in SIDES
+    for zone, depth in {"upper": (0.16, 0.34), "mid": (0.42, 0.58), "lower": (0.68, 0.86)}.items()
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +84,16 @@ def draw_finding(kind: str, rng: np.random.Generator, side: str = "") -> Finding
 def draw_findings(rng: np.random.Generator, rate: float = 1.0) -> list[Finding]:
     """The findings of a first examination. Heart failure and trauma make some of them come together."""
     failure, trauma = rng.random() < 0.11, rng.random() < 0.05
-    chance = {"cardiomegaly": 0.10, "effusion": 0.10, "pneumothorax": 0.09, "consolidation": 0.14, "edema": 0.05,
-              "atelectasis": 0.10, "nodule": 0.12, "fracture": 0.10}
+    chance = {
+        "cardiomegaly": 0.10,
+        "effusion": 0.10,
+        "pneumothorax": 0.09,
+        "consolidation": 0.14,
+        "edema": 0.05,
+        "atelectasis": 0.10,
+        "nodule": 0.12,
+        "fracture": 0.10,
+    }
     if failure:
         chance |= {"cardiomegaly": 0.75, "effusion": 0.6, "edema": 0.65}
     if trauma:
@@ -126,8 +137,13 @@ def visible(findings: list[Finding]) -> list[Finding]:
     """The findings without those that a larger effusion hides: at the base of its lung fluid covers everything."""
     drowned = {f.side for f in findings if f.kind == "effusion" and f.extent > 0.4}
     low = ("lower", "middle", "lingula", "6 rib", "7 rib")
-    return [f for f in findings if f.side not in drowned or f.kind in {"effusion", "pneumothorax"}
-            or (f.kind != "atelectasis" and not any(word in f.place for word in low))]
+    return [
+        f
+        for f in findings
+        if f.side not in drowned
+        or f.kind in {"effusion", "pneumothorax"}
+        or (f.kind != "atelectasis" and not any(word in f.place for word in low))
+    ]
 
 
 def shape(findings: list[Finding]) -> Disease:
@@ -228,7 +244,7 @@ def _consolidation(thorax: Thorax, finding: Finding) -> Array:
     rng = finding.rng
     centre = thorax.point(side, rng.uniform(*depth), rng.uniform(*across))
     size = 0.05 + 0.06 * finding.extent
-    blob = _blob(thorax, centre, (size * rng.uniform(0.85, 1.2), size), int(rng.integers(1 << 31)), 0.22)
+    blob = _blob(thorax, centre, (size * rng.uniform(0.85, 1.2), size), int(rng.integers(1 << 31)), 0.32)
     cover = blob * thorax.lung[side] * (1 - 0.9 * thorax.mediastinum)
     patchy = 0.85 + 0.15 * texture(rng, thorax.frame.size, 20, 2)
     _fill(thorax, np.clip(cover * patchy, 0, 1), (0.50 + 0.30 * finding.extent) * finding.contrast)
@@ -241,7 +257,13 @@ def _edema(thorax: Thorax, finding: Finding) -> Array:
     rng = finding.rng
     for side, sign in SIDES.items():
         reach = 0.12 + 0.09 * finding.extent
-        wing = _blob(thorax, (sign * 0.10, thorax.patient.hilum + 0.06), (reach, 0.17 + 0.08 * finding.extent), finding.seed, 0.15)
+        wing = _blob(
+            thorax,
+            (sign * 0.10, thorax.patient.hilum + 0.06),
+            (reach, 0.17 + 0.08 * finding.extent),
+            finding.seed,
+            0.15,
+        )
         cover = np.maximum(cover, wing * thorax.lung[side] * (1 - thorax.mediastinum))
         lines = f.blank()
         for _ in range(5):
@@ -257,10 +279,15 @@ def _atelectasis(thorax: Thorax, finding: Finding) -> Array:
     f, side, rng = thorax.frame, finding.side, finding.rng
     sign, cover = SIDES[side], thorax.frame.blank()
     for _ in range(1 + finding.severity):
-        x, y = thorax.point(side, rng.uniform(0.74, 0.93), rng.uniform(0.55, 0.8) if side == "left" else rng.uniform(0.4, 0.7))
+        x, y = thorax.point(
+            side, rng.uniform(0.74, 0.93), rng.uniform(0.55, 0.8) if side == "left" else rng.uniform(0.4, 0.7)
+        )
         length, slope = rng.uniform(0.05, 0.08) + 0.03 * finding.extent, rng.uniform(-0.5, 0.3)
-        f.stroke(cover, [(x - sign * length, y - slope * length), (x, y + 0.004), (x + sign * length, y + slope * length)],
-                 0.016 + 0.012 * finding.extent)
+        f.stroke(
+            cover,
+            [(x - sign * length, y - slope * length), (x, y + 0.004), (x + sign * length, y + slope * length)],
+            0.016 + 0.012 * finding.extent,
+        )
     if finding.severity == 2:
         x, y = thorax.point(side, 0.98, 0.35)
         cover = np.maximum(cover, _blob(thorax, (x, y), (0.09, 0.045), finding.seed, 0.1))
@@ -297,6 +324,13 @@ def _fracture(thorax: Thorax, finding: Finding) -> Array:
     return thorax.frame.ellipse(x, y + slip / 2, 0.035, 0.03)
 
 
-DRAW = {"cardiomegaly": _cardiomegaly, "effusion": _effusion, "pneumothorax": _pneumothorax,
-        "consolidation": _consolidation, "edema": _edema, "atelectasis": _atelectasis, "nodule": _nodule,
-        "fracture": _fracture}
+DRAW = {
+    "cardiomegaly": _cardiomegaly,
+    "effusion": _effusion,
+    "pneumothorax": _pneumothorax,
+    "consolidation": _consolidation,
+    "edema": _edema,
+    "atelectasis": _atelectasis,
+    "nodule": _nodule,
+    "fracture": _fracture,
+}

@@ -36,56 +36,128 @@ NOUNS = {
 PLURALS = {"effusion": "pleural effusions", "atelectasis": "basilar atelectasis"}
 ORDINALS = {3: "third", 4: "fourth", 5: "fifth", 6: "sixth", 7: "seventh"}
 
-SURE = ("There is {a}.", "{A}.", "{A} is present.", "{A} is seen.", "{A} is noted.", "Again there is {a}.", "{A} is demonstrated.")
-HEDGED = ("Possible {n}.", "Questionable {n}.", "{A} is suspected.", "{A} cannot be excluded.", "Findings may represent {a}.",
-          "Subtle changes suggest {a}.")
+SURE = (
+    "There is {a}.",
+    "{A}.",
+    "{A} is present.",
+    "{A} is seen.",
+    "{A} is noted.",
+    "Again there is {a}.",
+    "{A} is demonstrated.",
+)
+HEDGED = (
+    "Possible {n}.",
+    "Questionable {n}.",
+    "{A} is suspected.",
+    "{A} cannot be excluded.",
+    "Findings may represent {a}.",
+    "Subtle changes suggest {a}.",
+)
 CHANGED = {
     "new": ("New {n}.", "{A} is new since the prior study.", "There is new {n}.", "Interval development of {a}."),
     "increased": ("{A} has increased since the prior study.", "Interval increase of {a}.", "{A}, worse than before."),
-    "decreased": ("{A} has decreased since the prior study.", "Interval improvement of {a}.", "{A}, smaller than before."),
-    "unchanged": ("Unchanged {n}.", "{A} is unchanged.", "Stable {n}.", "{A}, similar to the prior study.", "Persistent {n}."),
+    "decreased": (
+        "{A} has decreased since the prior study.",
+        "Interval improvement of {a}.",
+        "{A}, smaller than before.",
+    ),
+    "unchanged": (
+        "Unchanged {n}.",
+        "{A} is unchanged.",
+        "Stable {n}.",
+        "{A}, similar to the prior study.",
+        "Persistent {n}.",
+    ),
 }
 RESOLVED = ("The previously seen {n} has resolved.", "Interval resolution of the {n}.", "The {n} is no longer seen.")
 EXTRA = {  # further ways that need no comparison
-    "cardiomegaly": ("The heart is {adverb} enlarged.", "The cardiac silhouette is {adverb} enlarged.", "Heart size is {adverb} increased."),
-    "effusion": ("Blunting of the {side} costophrenic angle is consistent with {a}.", "{A} with a meniscus at the {side} base."),
-    "pneumothorax": ("A {side} pleural line is visible, consistent with {a}.", "{A} with absent peripheral lung markings."),
-    "consolidation": ("{A} is concerning for pneumonia.", "{A}, which may reflect pneumonia in the appropriate setting."),
+    "cardiomegaly": (
+        "The heart is {adverb} enlarged.",
+        "The cardiac silhouette is {adverb} enlarged.",
+        "Heart size is {adverb} increased.",
+    ),
+    "effusion": (
+        "Blunting of the {side} costophrenic angle is consistent with a {word} effusion.",
+        "{A} with a meniscus at the {side} base.",
+    ),
+    "pneumothorax": (
+        "A {side} pleural line is visible, consistent with {a}.",
+        "{A} with absent peripheral lung markings.",
+    ),
+    "consolidation": (
+        "{A} is concerning for pneumonia.",
+        "{A}, which may reflect pneumonia in the appropriate setting.",
+    ),
     "edema": ("Perihilar haze is consistent with {a}.", "Prominent vasculature and perihilar opacities indicate {a}."),
-    "atelectasis": ("Bandlike opacity at the {side} base reflects {a}.",),
-    "nodule": ("A rounded opacity in the {place} represents {a}.",),
+    "atelectasis": ("Bandlike opacity at the {side} base reflects {word} atelectasis.", "{A} with mild volume loss."),
+    "nodule": ("A rounded {word} opacity in the {place} is consistent with a nodule.", "{A} with smooth margins."),
     "fracture": ("Cortical step-off indicates {a}.", "{A} with adjacent callus."),
 }
 ABSENT = {
-    ("cardiomegaly",): ("Heart size is normal.", "The heart is normal in size.", "The heart is not enlarged.", "No cardiomegaly.",
-                        "Cardiac silhouette is within normal limits."),
+    ("cardiomegaly",): (
+        "Heart size is normal.",
+        "The heart is normal in size.",
+        "The heart is not enlarged.",
+        "No cardiomegaly.",
+        "Cardiac silhouette is within normal limits.",
+    ),
     ("effusion",): ("No pleural effusion.", "There is no pleural effusion.", "The costophrenic angles are sharp."),
     ("pneumothorax",): ("No pneumothorax.", "There is no pneumothorax.", "No pneumothorax is seen."),
-    ("consolidation",): ("No focal consolidation.", "There is no focal airspace consolidation.", "No evidence of pneumonia."),
+    ("consolidation",): (
+        "No focal consolidation.",
+        "There is no focal airspace consolidation.",
+        "No evidence of pneumonia.",
+    ),
     ("edema",): ("No pulmonary edema.", "The pulmonary vasculature is normal.", "No vascular congestion or edema."),
     ("atelectasis",): ("No atelectasis.", "No significant atelectasis."),
     ("nodule",): ("No suspicious pulmonary nodule.", "No nodule or mass is identified."),
-    ("fracture",): ("No acute osseous abnormality.", "No displaced fracture is seen.", "The bony thorax is intact.",
-                    "Osseous structures are unremarkable."),
-    ("effusion", "pneumothorax"): ("No pleural effusion or pneumothorax.", "There is no effusion or pneumothorax.",
-                                   "The pleural spaces are clear.", "No pneumothorax or pleural effusion is seen."),
-    ("consolidation", "effusion", "pneumothorax"): ("No focal consolidation, pleural effusion, or pneumothorax.",
-                                                    "There is no consolidation, effusion or pneumothorax."),
+    ("fracture",): (
+        "No acute osseous abnormality.",
+        "No displaced fracture is seen.",
+        "The bony thorax is intact.",
+        "Osseous structures are unremarkable.",
+    ),
+    ("effusion", "pneumothorax"): (
+        "No pleural effusion or pneumothorax.",
+        "There is no effusion or pneumothorax.",
+        "The pleural spaces are clear.",
+        "No pneumothorax or pleural effusion is seen.",
+    ),
+    ("consolidation", "effusion", "pneumothorax"): (
+        "No focal consolidation, pleural effusion, or pneumothorax.",
+        "There is no consolidation, effusion or pneumothorax.",
+    ),
     ("consolidation", "edema"): ("No consolidation or pulmonary edema.",),
     ("consolidation", "edema", "atelectasis", "nodule"): ("The lungs are clear.", "Lungs are well aerated and clear."),
     ("edema", "effusion"): ("No pleural effusion or edema.",),
 }
-NORMAL = ("No acute cardiopulmonary abnormality.", "No acute cardiopulmonary process.", "Normal chest radiograph.",
-          "No evidence of acute disease in the chest.")
-DISTRACTORS = ("Clinical correlation is recommended.", "Follow-up imaging as clinically indicated.",
-               "Findings were discussed with the referring team.", "The upper abdomen is unremarkable.",
-               "Degenerative changes of the spine are mild.", "The trachea is midline.",
-               "Evaluation is limited by overlying soft tissue.", "The hilar contours are unremarkable.")
+NORMAL = (
+    "No acute cardiopulmonary abnormality.",
+    "No acute cardiopulmonary process.",
+    "Normal chest radiograph.",
+    "No evidence of acute disease in the chest.",
+)
+DISTRACTORS = (
+    "Clinical correlation is recommended.",
+    "Follow-up imaging as clinically indicated.",
+    "Findings were discussed with the referring team.",
+    "The upper abdomen is unremarkable.",
+    "Degenerative changes of the spine are mild.",
+    "The trachea is midline.",
+    "Evaluation is limited by overlying soft tissue.",
+    "The hilar contours are unremarkable.",
+)
 ADVERBS = (("mildly", "slightly"), ("moderately",), ("severely", "markedly"))
 
 
-def write(patient: Patient, exam: Exam, findings: Sequence[Finding], gone: Sequence[Finding], prior: bool,
-          rng: np.random.Generator) -> dict[str, tuple[str, ...]]:
+def write(
+    patient: Patient,
+    exam: Exam,
+    findings: Sequence[Finding],
+    gone: Sequence[Finding],
+    prior: bool,
+    rng: np.random.Generator,
+) -> dict[str, tuple[str, ...]]:
     """The report of an examination: sentences by section (findings, impression)."""
     pick = _Picker(rng)
     groups = _groups(findings)
@@ -153,12 +225,14 @@ def _bare(group: Sequence[Finding], pick: _Picker) -> str:
     return noun
 
 
+def _word(finding: Finding, pick: _Picker) -> str:
+    """Severity in words, or the size of a nodule."""
+    return f"{finding.diameter:.1f} cm" if finding.kind == "nodule" else pick(SEVERITY[finding.kind][finding.severity])
+
+
 def _phrase(group: Sequence[Finding], pick: _Picker) -> str:
     """Noun phrase with severity: 'small right pleural effusion'."""
-    f = group[0]
-    if f.kind == "nodule":
-        return f"{f.diameter:.1f} cm {_bare(group, pick)}"
-    words = [pick(SEVERITY[g.kind][g.severity]) for g in group]
+    words = [_word(g, pick) for g in group]
     if len(group) > 1 and group[0].severity != group[1].severity:
         sides = ", ".join(f"{word} on the {g.side}" for word, g in zip(words, group, strict=True))
         return f"{_bare(group, pick)}, {sides}"
@@ -166,7 +240,9 @@ def _phrase(group: Sequence[Finding], pick: _Picker) -> str:
 
 
 def _article(phrase: str, group: Sequence[Finding]) -> str:
-    countless = group[0].kind in {"cardiomegaly", "edema", "atelectasis"} or len(group) > 1 or " consolidation" in phrase
+    countless = (
+        group[0].kind in {"cardiomegaly", "edema", "atelectasis"} or len(group) > 1 or " consolidation" in phrase
+    )
     if countless or " enlargement" in phrase:
         return phrase
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
@@ -188,22 +264,45 @@ def _statement(group: Sequence[Finding], prior: bool, pick: _Picker) -> str:
         frame = frame.replace(" is ", " are ").replace(" has ", " have ")
     if "," in phrase and frame.startswith("{A}"):  # the severities stand in commas; keep the verb near the noun
         frame = "There is {a}." if "effusions" not in phrase else "There are {a}."
-    return _capital(frame.format(a=named, A=named, n=phrase, side=f.side, place=f.place, adverb=pick(ADVERBS[f.severity])))
+    return _capital(
+        frame.format(
+            a=named,
+            A=named,
+            n=phrase,
+            side=f.side,
+            place=f.place,
+            word=_word(f, pick),
+            adverb=pick(ADVERBS[f.severity]),
+        )
+    )
 
 
 def _technique(exam: Exam, prior: bool, pick: _Picker) -> str:
-    view = pick(("Portable AP view of the chest", "AP chest radiograph") if exam.view == "AP"
-                else ("PA view of the chest", "Frontal PA chest radiograph"))
-    return view + (pick((", compared with the prior study.", " in comparison with the prior examination.")) if prior else ".")
+    view = pick(
+        ("Portable AP view of the chest", "AP chest radiograph")
+        if exam.view == "AP"
+        else ("PA view of the chest", "Frontal PA chest radiograph")
+    )
+    return view + (
+        pick((", compared with the prior study.", " in comparison with the prior examination.")) if prior else "."
+    )
 
 
 def _devices(patient: Patient, exam: Exam, pick: _Picker) -> list[str]:
     said = []
     if patient.pacemaker:
-        said.append(pick((f"A {patient.pacemaker} chest wall pacemaker is in place.",
-                          f"{patient.pacemaker.capitalize()} sided pacemaker with lead in the right ventricle.")))
+        said.append(
+            pick(
+                (
+                    f"A {patient.pacemaker} chest wall pacemaker is in place.",
+                    f"{patient.pacemaker.capitalize()} sided pacemaker with lead in the right ventricle.",
+                )
+            )
+        )
     if exam.tube:
-        said.append(pick(("Endotracheal and enteric tubes are in place.", "The endotracheal tube ends above the carina.")))
+        said.append(
+            pick(("Endotracheal and enteric tubes are in place.", "The endotracheal tube ends above the carina."))
+        )
     if exam.catheter:
         said.append(f"A {exam.catheter} central venous catheter ends in the superior vena cava.")
     if patient.sternotomy:
@@ -215,15 +314,19 @@ def _devices(patient: Patient, exam: Exam, pick: _Picker) -> list[str]:
 
 def _denials(absent: Sequence[str], room: int, pick: _Picker) -> list[str]:
     """Sentences that deny absent findings, each finding at most once, at most `room` sentences."""
-    left, said = set(absent), []
+    left = set(absent)
+    said: list[str] = []
     options = list(ABSENT)
     while left and len(said) < room:
         fitting = [kinds for kinds in options if set(kinds) <= left]
         if not fitting:
             break
         wide = [kinds for kinds in fitting if len(kinds) > 1]
-        kinds = (wide or fitting)[int(pick.rng.integers(len(wide or fitting)))] if pick.chance(0.6) else (
-            fitting[int(pick.rng.integers(len(fitting)))])
+        kinds = (
+            (wide or fitting)[int(pick.rng.integers(len(wide or fitting)))]
+            if pick.chance(0.6)
+            else (fitting[int(pick.rng.integers(len(fitting)))])
+        )
         said.append(pick(ABSENT[kinds]))
         left -= set(kinds)
     return said
@@ -237,11 +340,15 @@ def _impression(groups: Sequence[Sequence[Finding]], present: set[str], pick: _P
         phrase = _phrase(group, pick)
         hedged = all(g.faint for g in group) and pick.chance(0.4)
         parts.append(f"possible {phrase}" if hedged else phrase)
-    sentences = [", ".join(parts[:-1]) + " and " + parts[-1] if 1 < len(parts) <= 3 else parts[0]]
-    if len(parts) > 3:
-        sentences = [f"{parts[0]} and {parts[1]}", ", ".join(parts[2:-1]) + " and " + parts[-1] if len(parts) > 4 else
-                     " and ".join(parts[2:])]
+    alone = [p for p in parts if "," in p]  # a phrase with commas gets a sentence of its own
+    others = [p for p in parts if "," not in p]
+    sentences = [_enumerate(others[i : i + 3]) for i in range(0, len(others), 3)] + alone
     return tuple(_capital(s) + "." for s in sentences)
+
+
+def _enumerate(parts: Sequence[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
 def _capital(sentence: str) -> str:

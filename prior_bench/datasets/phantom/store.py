@@ -76,7 +76,7 @@ def _make(size: Size, folder: Path, processes: int | None) -> None:
     done = 0
     with open(building / "studies.jsonl", "w", encoding="utf-8") as lines:
         for chunk_images, chunk_masks, records in _chunks(size, processes or _processors()):
-            images[done:done + len(records)], masks[done:done + len(records)] = chunk_images, chunk_masks
+            images[done : done + len(records)], masks[done : done + len(records)] = chunk_images, chunk_masks
             done += len(records)
             for record in records:
                 lines.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
@@ -91,7 +91,7 @@ def _make(size: Size, folder: Path, processes: int | None) -> None:
 def _chunks(size: Size, processes: int) -> Iterable[Chunk]:
     """The made studies in roster order, whatever the number of processes."""
     cases = list(roster(size))
-    tasks = [cases[i:i + _CHUNK] for i in range(0, len(cases), _CHUNK)]
+    tasks = [cases[i : i + _CHUNK] for i in range(0, len(cases), _CHUNK)]
     if processes == 1 or len(tasks) == 1:
         yield from (_make_chunk(size, task) for task in tasks)
         return

@@ -96,13 +96,31 @@ def make(size: Size, case: Case) -> Iterator[Made]:
                 masks[i] |= mask if f.kind in kinds else False
         masks[list(MASKS).index("lungs")] = thorax.lungs >= 0.5
         report = write(patient, exam, seen, gone, visit > 0, rng)
-        yield Made(thorax.develop(), masks, {
-            "id": f"p{case.number:05d}-s{visit + 1}", "patient": f"p{case.number:05d}", "split": case.split,
-            "only": case.only, "view": exam.view, "report": report,
-            "labels": sorted({f.kind for f in seen}, key=KINDS.index),
-            "findings": [{"kind": f.kind, "side": f.side, "place": f.place, "extent": round(f.extent, 3), "faint": f.faint,
-                          "change": f.change} for f in seen],
-            "boxes": [[f.kind, *_box(mask)] for f, mask in zip(seen, drawn, strict=True) if f.kind in BOXES]})
+        yield Made(
+            thorax.develop(),
+            masks,
+            {
+                "id": f"p{case.number:05d}-s{visit + 1}",
+                "patient": f"p{case.number:05d}",
+                "split": case.split,
+                "only": case.only,
+                "view": exam.view,
+                "report": report,
+                "labels": sorted({f.kind for f in seen}, key=KINDS.index),
+                "findings": [
+                    {
+                        "kind": f.kind,
+                        "side": f.side,
+                        "place": f.place,
+                        "extent": round(f.extent, 3),
+                        "faint": f.faint,
+                        "change": f.change,
+                    }
+                    for f in seen
+                ],
+                "boxes": [[f.kind, *_box(mask)] for f, mask in zip(seen, drawn, strict=True) if f.kind in BOXES],
+            },
+        )
 
 
 def _box(mask: np.ndarray) -> list[int]:
