@@ -80,8 +80,8 @@ def write_result(folder: Path, result: Result, predictions: Predictions | None) 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step: a reader sees the old content or the new."""
-    _commit(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write a text file in one step: a reader sees the old content or the new, whoever else writes it meanwhile."""
+    _commit(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), f".{os.getpid()}")
 
 
 def jsonable(value: Any) -> Any:
@@ -111,9 +111,9 @@ def _write_table(path: Path, predictions: Predictions) -> None:
     pyarrow.parquet.write_table(table, path, compression="zstd")
 
 
-def _commit(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a temporary name, fsync, rename, fsync the folder. The cell's lock makes the name ours alone."""
-    temporary = path.with_name(f".{path.name}.tmp")
+def _commit(path: Path, write: Callable[[Path], object], writer: str = "") -> None:
+    """Write to a temporary name, fsync, rename, fsync the folder. A cell's lock, or `writer`, makes it ours."""
+    temporary = path.with_name(f".{path.name}{writer}.tmp")
     try:
         write(temporary)
         with open(temporary, "rb+") as file:

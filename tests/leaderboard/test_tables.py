@@ -1,0 +1,185 @@
+"""The leaderboard: every number against a plain loop over the predictions, and what the tables say about the rest."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from prior_bench import plugins, results
+from prior_bench.errors import UserError
+from prior_bench.leaderboard import rebuild, tables
+from prior_bench.statistics import group_draws
+from prior_bench.task import Predictions
+from prior_bench.types import Cell, Metric, Result
+
+PLUGIN = Path(__file__).parents[1] / "plugin" / "toy_plugin.py"
+GROUPS = [f"g{i // 2}" for i in range(40)]
+
+
+@pytest.fixture(autouse=True)
+def toy_plugins(monkeypatch):
+    monkeypatch.setattr(plugins, "_from_files", {kind: {} for kind in plugins.KINDS})
+    plugins.add_file(PLUGIN)
+
+
+def cell(method, fraction=0.1, seed=0, source="phantom", **changes):
+    made = Cell(method, "small", source, 0, f"w-{method}", "toy-task", 1, "standard", "linear", "s",
+                "toy-data", "d", "findings", fraction, seed)
+    return replace(made, **changes)
+
+
+def store(folder, cell, level, finished="2026-01-01"):
+    """A result whose error is about `level`."""
+    values = np.random.default_rng([cell.subset_seed, len(cell.method)]).normal(level, 0.1, len(GROUPS))
+    table = pa.table({"image": [f"i{i}" for i in range(len(GROUPS))], "group": GROUPS, "value": values})
+    metric = Metric("error", float(values.mean()), higher_is_better=False, counts={"images": len(GROUPS)})
+    results.write_result(folder, Result(cell, "done", (metric,), provenance={"finished": finished}), Predictions(table))
+    return values
+
+
+def write(folder):
+    warnings = tables.write(folder, folder, folder / "memo")
+    return (folder / "LEADERBOARD.md").read_text(), list(csv.DictReader((folder / "leaderboard.csv").open())), warnings
+
+
+def line(text, start):
+    return next(line for line in text.splitlines() if line.startswith(f"| {start}"))
+
+
+def test_mean_deviation_and_interval_against_a_loop(tmp_path):
+    per_seed = [store(tmp_path, cell("ours", seed=seed), 0.5) for seed in (0, 1, 2)]
+    text, rows, warnings = write(tmp_path)
+    means = [values.mean() for values in per_seed]
+    draws = group_draws(GROUPS)
+    replicates = []
+    for i in range(1000):
+        drawn = np.repeat(np.arange(len(GROUPS)), [draws[group][i] for group in GROUPS])
+        replicates.append(np.mean([values[drawn].mean() for values in per_seed]))
+    low, high = np.quantile(replicates, [0.025, 0.975])
+    (row,) = [r for r in rows if r["metric"] == "error"]
+    assert float(row["mean"]) == pytest.approx(np.mean(means), abs=1e-6)
+    assert float(row["subset_deviation"]) == pytest.approx(np.std(means, ddof=1), abs=1e-6)
+    assert float(row["interval_low"]) == pytest.approx(low, abs=1e-6)
+    assert float(row["interval_high"]) == pytest.approx(high, abs=1e-6)
+    assert row["runs"] == "3"
+    assert f"**{np.mean(means):.3f}** ± {np.std(means, ddof=1):.3f} [{low:.3f}, {high:.3f}]" in text
+    assert "profile standard, protocol version 1" in text
+    assert warnings == []
+
+
+def test_best_is_bold_and_references_stand_below(tmp_path):
+    store(tmp_path, cell("worse"), 0.6)
+    store(tmp_path, cell("better"), 0.4)
+    store(tmp_path, cell("reference", source="none"), 0.1)
+    text, _, _ = write(tmp_path)
+    assert "**0." in line(text, "better")
+    assert "**" not in line(text, "worse")
+    assert "**" not in line(text, "reference")
+    order = [text.index(f"| {name}") for name in ("better", "worse", "*references*", "reference (")]
+    assert order == sorted(order)
+
+
+def test_difference_to_random_is_paired(tmp_path):
+    ours = store(tmp_path, cell("ours"), 0.4)
+    base = store(tmp_path, cell("random", source="none"), 0.6)
+    text, _, _ = write(tmp_path)
+    after = text.split("Difference to `random`")[1]
+    draws = np.stack([group_draws(GROUPS)[g] for g in GROUPS]).astype(float)
+    differences = ((ours - base) @ draws / draws.sum(0))[:1000]
+    low, high = np.quantile(differences, [0.025, 0.975])
+    assert f"{(ours - base).mean():+.3f} [{low:+.3f}, {high:+.3f}]" in line(after, "ours")
+    assert "random (small)" not in after.split("##")[0].split("\n\n")[1]
+
+
+def test_not_run_is_not_not_applicable(tmp_path):
+    store(tmp_path, cell("ours", fraction=0.1), 0.5)
+    store(tmp_path, cell("other", fraction=1.0), 0.5)
+    small = cell("ours", fraction=0.01)
+    results.write_result(tmp_path, Result(small, "not_applicable", reason="too small: 4 training groups"), None)
+    text, rows, _ = write(tmp_path)
+    assert line(text, "ours").count("not applicable [1]") == 1
+    assert line(text, "ours").count("not run") == 1
+    assert line(text, "other").count("not run") == 2
+    assert "[1] too small: 4 training groups" in text
+    assert [r["reason"] for r in rows if r["status"] == "not applicable"] == ["too small: 4 training groups"]
+
+
+def test_undefined_has_its_reason(tmp_path):
+    store(tmp_path, cell("ours"), 0.5)
+    _, rows, _ = write(tmp_path)
+    (row,) = [r for r in rows if r["metric"] == "never"]
+    assert (row["status"], row["mean"], row["reason"]) == ("undefined", "", "no positives")
+
+
+def test_missing_seeds_are_told(tmp_path):
+    for seed in (0, 1):
+        store(tmp_path, cell("whole", seed=seed), 0.5)
+    store(tmp_path, cell("part"), 0.5)
+    text, _, _ = write(tmp_path)
+    assert "(1 of 2 runs)" in line(text, "part")
+    assert "runs)" not in line(text, "whole")
+
+
+def test_equal_bytes_with_and_without_memory(tmp_path):
+    store(tmp_path, cell("ours"), 0.5)
+    store(tmp_path, cell("random", source="none"), 0.6)
+    first, _, _ = write(tmp_path)
+    assert len(list((tmp_path / "memo").iterdir())) == 2
+    (tmp_path / "elsewhere").mkdir()
+    tables.write(tmp_path, tmp_path / "elsewhere", tmp_path / "elsewhere" / "memo")
+    assert (tmp_path / "elsewhere" / "LEADERBOARD.md").read_text() == first
+    assert (tmp_path / "elsewhere" / "leaderboard.csv").read_bytes() == (tmp_path / "leaderboard.csv").read_bytes()
+    assert write(tmp_path)[0] == first
+
+
+def test_memory_is_used_and_keyed_by_content(tmp_path, monkeypatch):
+    store(tmp_path, cell("ours"), 0.5)
+    write(tmp_path)
+    monkeypatch.setattr(rebuild, "read_predictions", lambda *_: pytest.fail("read again"))
+    write(tmp_path)
+    store(tmp_path, cell("ours", seed=1), 0.5)
+    with pytest.raises(pytest.fail.Exception, match="read again"):
+        write(tmp_path)
+
+
+def test_stored_numbers_are_not_believed(tmp_path):
+    values = store(tmp_path, cell("ours"), 0.5)
+    path = results.result_path(tmp_path, cell("ours"))
+    content = json.loads(path.read_text())
+    content["metrics"][0]["value"] = 0.001
+    path.write_text(json.dumps(content))
+    _, rows, warnings = write(tmp_path)
+    assert float(next(r for r in rows if r["metric"] == "error")["mean"]) == pytest.approx(values.mean(), abs=1e-6)
+    assert "stored error differ" in warnings[0]
+
+
+def test_earlier_weights_and_data_are_left_out(tmp_path):
+    store(tmp_path, cell("ours", weights_digest="old"), 0.9, "2026-01-01")
+    store(tmp_path, cell("ours", weights_digest="new"), 0.5, "2026-01-02")
+    store(tmp_path, cell("ours", fraction=1.0, weights_digest="old", data_digest="older"), 0.9, "2025-01-01")
+    text, rows, _ = write(tmp_path)
+    (row,) = [r for r in rows if r["metric"] == "error"]
+    assert float(row["mean"]) < 0.6
+    assert "1 results of earlier weights of ours" in text
+    assert "1 results of earlier data or settings of toy-task" in text
+
+
+def test_two_versions_and_profiles_never_share_a_table(tmp_path):
+    store(tmp_path, cell("ours"), 0.5)
+    store(tmp_path, cell("ours", protocol_version=2), 0.5)
+    store(tmp_path, cell("ours", profile="paper"), 0.5)
+    text, _, _ = write(tmp_path)
+    headings = [line for line in text.splitlines() if line.startswith("## ")]
+    assert len(headings) == 3
+    assert len(set(headings)) == 3
+
+
+def test_folder_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        tables.write(tmp_path / "none", tmp_path, tmp_path)
