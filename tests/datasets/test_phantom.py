@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_noise_keeps_its_structure_at_every_size() -> None:
 def test_frame_maps_points_to_the_pixels_that_show_them() -> None:
     frame = Frame(64, tilt=0.05, shift=(0.03, -0.02), zoom=0.9)
     for point in [(0.1, 0.3), (-0.25, 0.6)]:
-        column, row = np.rint(frame.pixels([point])[0]).astype(int)
+        column, row = np.rint(frame.pixel(*point)).astype(int)
         assert abs(frame.x[row, column] - point[0]) < 0.6 / frame.unit
         assert abs(frame.y[row, column] - point[1]) < 0.6 / frame.unit
 
@@ -347,6 +348,18 @@ def test_two_at_a_time_make_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         both = list(pool.map(lambda _: store.open_store(SMALL, tmp_path / "made", processes=1), range(2)))
     assert len(made) == 1
     assert both[0].records == both[1].records
+
+
+def test_a_cache_that_cannot_hold_it_is_found_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made"):
+        store.open_store(SMALL, tmp_path / "file" / "cache" / "made")
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match="need"):
+        store.open_store(SMALL, tmp_path / "made")
+    monkeypatch.setattr(store.os, "access", lambda *_: False)
+    with pytest.raises(UserError, match="read-only"):
+        store.open_store(SMALL, tmp_path / "made")
 
 
 def test_the_cache_is_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

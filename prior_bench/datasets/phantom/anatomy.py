@@ -286,32 +286,41 @@ class Thorax:
 
     def _ribs(self) -> Array:
         """Posterior ribs with dense edges, and fainter, steeper anterior ribs."""
-        f, p, layer = self.frame, self.patient, self.frame.blank()
+        layer = self.frame.blank()
         for side in SIDES:
-            t, a = self.depth(side), self.from_midline(side)
-            reach = self.wall(np.maximum(t, 0.02)) + 0.012
-            s = np.clip(a / reach, 0, 1)
-            body = f.edge(reach - a, 0.004) * (a > 0.012)
+            a = self.from_midline(side)
+            reach = self.wall(np.maximum(self.depth(side), 0.02)) + 0.012
+            s = np.minimum(np.maximum(a / reach, 0), 1)
+            body = self.frame.edge(reach - a, 0.004) * (a > 0.012)
+            ahead = body * self.frame.edge(a - 0.40 * reach, 0.03)  # where cartilage ends
             for number in RIBS:
-                height = self.rib(side, number, s)
-                width = p.rib_width * (0.9 if number < 9 else 0.8) * (1 - 0.25 * s)
-                gap: Array | float = 1.0
-                for broken_side, broken, place, slip in self.disease.fractures:
-                    if (broken_side, broken) == (side, number):
-                        height = height + slip * smoothstep((s - place) / 0.015 + 0.5)
-                        gap = 1 - np.exp(-(((s - place) / 0.035) ** 2))
-                offset = np.abs(f.y - height) / np.float32(np.sqrt(1 + 0.1))
-                profile = 0.65 + 0.5 * np.clip(offset / (width / 2), 0, 1) ** 2
-                layer = np.maximum(
-                    layer, f.edge(width / 2 - offset) * profile * gap * body * (1.0 if number < 10 else 0.7)
-                )
+                self._posterior_rib(layer, side, number, s, body)
                 if 2 <= number <= 8:
-                    end = self.rib(side, number, 1.0)
-                    front = end + 0.22 * (1 - s) ** 0.75 + 0.01 * number * (1 - s)
-                    visible = f.edge(a - 0.40 * reach, 0.03) * body
-                    offset = np.abs(f.y - front) * 0.85
-                    layer = np.maximum(layer, 0.5 * f.edge(width * 0.55 - offset, 0.004) * visible)
-        return layer * (0.115 * p.bone)
+                    self._anterior_rib(layer, side, number, s, ahead)
+        return layer * (0.115 * self.patient.bone)
+
+    def _posterior_rib(self, layer: Array, side: str, number: int, s: Array, body: Array) -> None:
+        course = self.rib(side, number, np.linspace(0, 1, 17))
+        rows = self.frame.rows(np.min(course) - 0.06, np.max(course) + 0.06)  # a fracture moves it 0.03 at most
+        s = s[rows]
+        height = self.rib(side, number, s)
+        shade = body[rows] * (1.0 if number < 10 else 0.7)
+        for broken_side, broken, place, slip in self.disease.fractures:
+            if (broken_side, broken) == (side, number):
+                height = height + slip * smoothstep((s - place) / 0.015 + 0.5)
+                shade = shade * (1 - np.exp(-(((s - place) / 0.035) ** 2)))
+        half = self.patient.rib_width * (0.45 if number < 9 else 0.4) * (1 - 0.25 * s)
+        offset = np.abs(self.frame.y[rows] - height) * 0.95  # nearly across the slope
+        profile = 0.65 + 0.5 * np.minimum(offset / half, 1) ** 2
+        np.maximum(layer[rows], self.frame.edge(half - offset) * profile * shade, out=layer[rows])
+
+    def _anterior_rib(self, layer: Array, side: str, number: int, s: Array, body: Array) -> None:
+        end = float(self.rib(side, number, 1.0))
+        rows = self.frame.rows(end - 0.03, end + 0.25 + 0.01 * number)
+        height = end + 0.22 * (1 - s[rows]) ** 0.75 + 0.01 * number * (1 - s[rows])
+        half = self.patient.rib_width * 0.55 * (1 - 0.25 * s[rows])
+        cover = self.frame.edge(half - np.abs(self.frame.y[rows] - height) * 0.85, 0.004)
+        np.maximum(layer[rows], 0.5 * cover * body[rows], out=layer[rows])
 
     def clavicle(self, side: str, s: float) -> tuple[float, float]:
         """Point of a clavicle at s: 0 at the sternum, 1 at the shoulder."""

@@ -8,6 +8,7 @@ Only element-wise numpy is used (no BLAS), so the bytes do not depend on the num
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,8 +18,8 @@ Array = np.ndarray
 
 def smoothstep(t: ArrayLike) -> Array:
     """0 below 0, 1 above 1, a smooth ramp between."""
-    t = np.clip(t, 0.0, 1.0)
-    return t * t * (3.0 - 2.0 * t)
+    t = np.minimum(np.maximum(t, 0.0), 1.0)
+    return np.asarray(t * t * (3.0 - 2.0 * t))
 
 
 def smooth_max(a: Array, b: Array, radius: float) -> Array:
@@ -46,13 +47,17 @@ class Frame:
     def blank(self) -> Array:
         return np.zeros((self.size, self.size), np.float32)
 
-    def pixels(self, points: ArrayLike) -> Array:
-        """Pixel coordinates (n, 2) of thorax points (n, 2)."""
-        x, y = np.asarray(points, np.float64).reshape(-1, 2).T
-        y = y - 0.5
-        u = self.zoom * (self.cos * x - self.sin * y) + self.shift[0]
-        v = self.zoom * (self.sin * x + self.cos * y) + self.shift[1]
-        return np.stack([u + 0.5, v + 0.5], axis=1) * self.size - 0.5
+    def pixel(self, x: float, y: float) -> tuple[float, float]:
+        """Column and row (real numbers, whole at a pixel's centre) of a thorax point."""
+        u = self.zoom * (self.cos * x - self.sin * (y - 0.5)) + self.shift[0]
+        v = self.zoom * (self.sin * x + self.cos * (y - 0.5)) + self.shift[1]
+        return float((u + 0.5) * self.size - 0.5), float((v + 0.5) * self.size - 0.5)
+
+    def rows(self, low: float, high: float) -> slice:
+        """The rows that show any height between low and high."""
+        ends = np.stack([self.y[:, 0], self.y[:, -1]])
+        shown = np.flatnonzero((ends.max(0) >= low) & (ends.min(0) <= high))
+        return slice(int(shown[0]), int(shown[-1]) + 1) if len(shown) else slice(0, 0)
 
     def edge(self, inside: ArrayLike, blur: float = 0.0) -> Array:
         """Coverage in 0..1 from a signed distance (thorax units, positive inside), at least one pixel soft."""
@@ -80,10 +85,9 @@ class Frame:
         end_width: float | None = None,
     ) -> None:
         """Draw a polyline into `layer` by maximum; the full width runs from `width` to `end_width` (thorax units)."""
-        end_width = width if end_width is None else end_width
-        path = self.pixels(points)
-        widths = np.linspace(width, end_width, len(path)) * self.unit / 2
-        for (x0, y0), (x1, y1), half in zip(path[:-1], path[1:], (widths[:-1] + widths[1:]) / 2, strict=True):
+        taper = 0.0 if end_width is None else end_width - width
+        for i, ((x0, y0), (x1, y1)) in enumerate(pairwise(self.pixel(*point) for point in points)):
+            half = (width + taper * (i + 0.5) / (len(points) - 1)) * self.unit / 2
             margin = half + 1.5
             left, right = int(max(min(x0, x1) - margin, 0)), int(min(max(x0, x1) + margin + 1, self.size))
             top, bottom = int(max(min(y0, y1) - margin, 0)), int(min(max(y0, y1) + margin + 1, self.size))
@@ -92,12 +96,13 @@ class Frame:
             px = np.arange(left, right, dtype=np.float32)[None, :] - x0
             py = np.arange(top, bottom, dtype=np.float32)[:, None] - y0
             dx, dy = x1 - x0, y1 - y0
-            along = np.clip((px * dx + py * dy) / max(dx * dx + dy * dy, 1e-6), 0.0, 1.0)
-            distance = np.sqrt((px - along * dx) ** 2 + (py - along * dy) ** 2)
+            along = (px * dx + py * dy) / max(dx * dx + dy * dy, 1e-6)
+            along = np.minimum(np.maximum(along, 0.0), 1.0)  # np.clip is slow on small arrays
+            px, py = px - along * dx, py - along * dy
             # a line thinner than a pixel keeps one pixel of width and loses contrast instead
-            cover = np.clip(max(half, 0.5) + 0.5 - distance, 0.0, 1.0) * (value * min(1.0, half / 0.5))
+            cover = np.minimum(np.maximum(max(half, 0.5) + 0.5 - np.sqrt(px * px + py * py), 0.0), 1.0)
             window = layer[top:bottom, left:right]
-            np.maximum(window, cover, out=window, casting="same_kind")
+            np.maximum(window, cover * (value * min(1.0, half / 0.5)), out=window)
 
 
 def noise(rng: np.random.Generator, size: int, cells: int) -> Array:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from prior_bench.datasets.phantom.studies import MASKS, Case, Size, make, roster
+from prior_bench.errors import UserError
 
 CACHE_VARIABLE = "PRIOR_BENCH_CACHE"
 FORMAT = 1  # of the files in the folder
@@ -56,11 +57,27 @@ def open_store(size: Size, folder: Path, processes: int | None = None) -> Store:
     from filelock import FileLock
 
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        _check_writable(size, folder.parent)
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():
                 _make(size, folder, processes)
     return Store(folder, size)
+
+
+def _check_writable(size: Size, parent: Path) -> None:
+    """A cache that cannot take the files is found before they are made."""
+    fix = f"give another cache folder, or set ${CACHE_VARIABLE}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the cache folder cannot be made: {error.strerror}", where=str(parent), fix=fix) from error
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError("the cache folder is read-only", where=str(parent), fix=fix)
+    need = int(size.total * size.pixels**2 * (1 + len(MASKS) / 8)) + size.total * 2000  # arrays and records
+    free = shutil.disk_usage(parent).free
+    if free < need:
+        what = f"{free / 1e6:.0f} MB are free, and the phantom's files need {need / 1e6:.0f} MB"
+        raise UserError(what, where=str(parent), fix=fix)
 
 
 def _make(size: Size, folder: Path, processes: int | None) -> None:
