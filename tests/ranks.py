@@ -1,4 +1,4 @@
-"""One rank of a two-process run, started by test_losses.py: InfoNCE of two linear encoders under DistributedDataParallel.
+"""One rank of a two-process run, started by test_losses.py: InfoNCE of two linear encoders under DDP.
 
 Arguments: rank, file to meet at, file with the inputs, file to write to.
 """

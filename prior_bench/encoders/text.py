@@ -109,8 +109,8 @@ class TextEncoder(nn.Module):
 def build_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     """A lower-casing WordPiece tokenizer with at most `vocabulary` entries; equal texts give an equal vocabulary.
 
-    The trainer numbers the letters inside words in the random order of its hash table, and breaks ties between merges by
-    number. So they are given to it in sorted order, as its first entries, and the tokenizer is made from the result.
+    The trainer numbers the letters inside words in the random order of its hash table, and breaks ties between merges
+    by number. So they are given to it in sorted order, as first entries, and the tokenizer is made from the result.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -134,7 +134,7 @@ def build_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
 
 
 def _small_bert(config: Any) -> nn.Module:
-    """A BERT without its unused pooler. (And without dropout, which costs a tenth of its time: short runs need none.)"""
+    """A BERT without its unused pooler. (Its dropout is 0: it costs a tenth of the time, and short runs need none.)"""
     from transformers import BertModel
 
     model: nn.Module = BertModel(config, add_pooling_layer=False)

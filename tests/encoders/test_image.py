@@ -17,9 +17,9 @@ def encoder(**values: object) -> ImageEncoder:
     return ImageEncoder(ImageEncoderSpec(**values)).eval()
 
 
-@pytest.mark.parametrize(("name", "size"), [("resnet18", 64), ("resnet50", 64), ("vit_tiny_patch16_224", 64),
-                                            ("vit_small_patch14_dinov2", 64), ("convnext_atto", 64), ("densenet121", 64),
-                                            ("swin_tiny_patch4_window7_224", 224)])
+@pytest.mark.parametrize(("name", "size"), [
+    ("resnet18", 64), ("resnet50", 64), ("vit_tiny_patch16_224", 64), ("vit_small_patch14_dinov2", 64),
+    ("convnext_atto", 64), ("densenet121", 64), ("swin_tiny_patch4_window7_224", 224)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pyramid_has_strides_4_to_32_at_any_size(name, size, channels):
     model = encoder(name=name, size=size, channels=channels)
@@ -85,7 +85,7 @@ def test_fit_channels_answers_grey_images_as_before():
 
 
 def test_an_unknown_name_is_answered_with_near_ones():
-    with pytest.raises(UserError, match="did you mean .*'resnet18'"):
+    with pytest.raises(UserError, match=r"did you mean .*'resnet18'"):
         encoder(name="resnet18x")
 
 
