@@ -249,7 +249,7 @@ def _section(table: Table, rows: Sequence[Row]) -> list[str]:
 
 
 def _grid(table: Table, rows: Sequence[Row], main: Metric | None, footnotes: dict[str, int]) -> str:
-    """The table: the main metric at each fraction, then the other overall metrics of tasks that train nothing."""
+    """The table: the main metric at each fraction, then more metrics of a task that trains nothing."""
     name = main.name if main else ""
     others = _others(table, name)
     body = []
@@ -305,11 +305,12 @@ def _is_best(table: Table, row: Row, fraction: float | None, rows: Sequence[Row]
 
 
 def _others(table: Table, main: str) -> list[str]:
-    """Other metrics that a task without training shows beside its main one: those with replicates, so not per label."""
+    """Metrics that a task without training shows beside its main one, where it has them."""
     if table.fractions != [None]:
         return []
-    names = {name: None for r in table.all_rebuilt() for name in r.metrics if name in r.replicates}
-    return [name for name in names if name != main and "/" not in name]
+    having = {name for one in table.all_rebuilt() for name in one.metrics}
+    shown = plugins.load("tasks", table.heading.task).more_metrics
+    return [name for name in shown if name in having and name != main]
 
 
 def _plain(entry: Entry | None, name: str) -> str:

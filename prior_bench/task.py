@@ -85,6 +85,7 @@ class Task(ABC):
     needs_text: ClassVar[bool] = False
     kinds: ClassVar[frozenset[str]]  # target kinds it evaluates
     main_metric: ClassVar[str]  # the one shown in overviews
+    more_metrics: ClassVar[tuple[str, ...]] = ()  # shown beside it in tables without fractions
 
     def accepts(self, target: Target) -> bool:
         return target.kind in self.kinds
@@ -121,8 +122,8 @@ class Task(ABC):
     def replicates(self, predictions: Predictions, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Bootstrap replicates of the metrics: {metric: (n_draws,) float64, NaN where undefined}.
 
-        `draws` gives the multiplicity of each leak group in each draw: {group: (n_draws,) int}. The same draws serve all
-        methods, fractions and seeds of a dataset (see `statistics.group_draws`).
+        `draws` gives the multiplicity of each leak group in each draw: {group: (n_draws,) int}. The same draws serve
+        all methods, fractions and seeds of a dataset (see `statistics.group_draws`).
         """
 
 

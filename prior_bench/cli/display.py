@@ -30,7 +30,8 @@ class State:
 
     text: str = ""  # of a cell that has no number: "not applicable", "failed", "waiting", or the phase in flight
     reason: str = ""  # why it has no number
-    value: float | None = None  # main metric of a finished cell
+    metric: str = ""  # the main metric, or the first where the target has no such
+    value: float | None = None  # its value, of a finished cell
     finished: bool = False
 
 
@@ -82,9 +83,10 @@ class Display:
             return
         main = self.grid.tasks[cell.task].main_metric
         metric = next((m for m in result.metrics if m.name == main), result.metrics[0] if result.metrics else None)
-        state.value = metric.value if metric else None
-        if metric is not None and metric.value is None:
-            state.text, state.reason = "undefined", metric.reason
+        if metric is not None:
+            state.metric, state.value = metric.name, metric.value
+            if metric.value is None:
+                state.text, state.reason = "undefined", metric.reason
 
     @property
     def done(self) -> int:
@@ -121,8 +123,8 @@ class Display:
         header = ["weights", "task", "dataset", "target", "metric", *shares]
         lines = []
         for row, fractions in groups.items():
-            metric = self.grid.tasks[row[1].split()[0]].main_metric
-            lines.append([*row, metric, *(summarise(fractions.get(fraction, [])) for fraction in columns)])
+            metrics = {state.metric: None for states in fractions.values() for state in states if state.metric}
+            lines.append([*row, ", ".join(metrics), *(summarise(fractions.get(fraction, [])) for fraction in columns)])
         return header, lines
 
 
@@ -149,8 +151,7 @@ class PlainDisplay(Display):
     def finished(self, cell: PlannedCell, result: Result, seconds: float) -> None:
         super().finished(cell, result, seconds)
         state = self.states[cell]
-        main = self.grid.tasks[cell.task].main_metric
-        what = f"{main} {state.value:.4f}" if state.value is not None else f"{state.text}: {state.reason}"
+        what = f"{state.metric} {state.value:.4f}" if state.value is not None else f"{state.text}: {state.reason}"
         tail = ", ".join(part for part in (duration(seconds), self.remaining()) if part)
         typer.echo(f"[{self.done}/{len(self.states)}] {cell.title}: {what} ({tail})")
 

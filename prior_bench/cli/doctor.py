@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,15 +16,7 @@ from prior_bench.errors import UserError
 
 Status = Literal["ok", "note", "problem"]
 Finding = tuple[Status, str, str]  # status, what, fix
-
-# Import name, the maintained fork that this project depends on, upstream.
-FAMILIES = (("mmengine", "onedl-mmengine", ("mmengine", "mmengine-lite")),
-            ("mmcv", "onedl-mmcv", ("mmcv", "mmcv-lite")),
-            ("mmdet", "onedl-mmdetection", ("mmdet",)),
-            ("mmseg", "onedl-mmsegmentation", ("mmsegmentation",)))
-OPENCV = ("opencv-python", "opencv-contrib-python", "opencv-python-headless", "opencv-contrib-python-headless")
-HEADLESS_FIX = ("pip uninstall --yes opencv-python opencv-python-headless && "
-                "pip install --no-deps --force-reinstall opencv-python-headless")
+LIBRARIES = ("mmengine", "mmcv", "mmdet", "mmseg")
 
 
 @verb
@@ -40,7 +32,6 @@ def doctor(
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "packages": _packages,
         "OpenMMLab": _openmmlab,
-        "OpenCV": _opencv,
         "device": lambda: _device(device, precision),
         "cache": lambda: _cache(cache_folder(cache)),
         "data": lambda: _data(data_root, cache_folder(cache)),
@@ -58,13 +49,6 @@ def doctor(
         raise typer.Exit(2)
 
 
-def installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def _packages() -> Iterator[Finding]:
     from prior_bench.provenance import git_commit, package_versions
 
@@ -75,46 +59,28 @@ def _packages() -> Iterator[Finding]:
 
 
 def _openmmlab() -> Iterator[Finding]:
-    """Which family is there; both in one folder overwrite each other's files."""
-    usable = True
-    for module, fork, upstream in FAMILIES:
-        others = [name for name in upstream if installed(name)]
-        if installed(fork) and others:
-            usable = False
-            yield ("problem", f"{fork} and {others[0]} are both installed and write into one folder {module}/",
-                   f"pip uninstall --yes {fork} {' '.join(others)} && pip install --no-deps --force-reinstall {fork}")
-        elif not installed(fork) and not others:
-            usable = False
-            yield "problem", f"{module} is not installed", f"pip install {fork}"
-    if usable:
-        from prior_bench.engine.openmmlab import describe
+    """Which family and which operators; hints are problems where something cannot be imported, and else notes."""
+    from prior_bench.engine.openmmlab import describe
 
-        for line in describe():
-            yield "ok", line, ""
-
-
-def _opencv() -> Iterator[Finding]:
-    """The OneDL packages pull in OpenCV with and without a GUI; both write into one folder cv2/."""
-    found = [name for name in OPENCV if installed(name)]
-    for name in found:
-        yield "ok", f"{name} {installed(name)}", ""
     try:
-        import cv2
-    except ImportError as error:
-        libgl = "libGL" in str(error) or "libgthread" in str(error) or "libX" in str(error)
-        why = "OpenCV with a GUI needs libGL, which servers lack" if libgl else "OpenCV cannot be imported"
-        yield "problem", f"{why}: {error}", HEADLESS_FIX
+        found = describe()
+    except UserError as error:
+        yield "problem", f"{error.what} ({error.where})", error.fix
         return
-    gui = _gui(cv2.getBuildInformation())
-    yield "ok", f"cv2 {cv2.__version__}, GUI: {gui}", ""
-    if len({name.endswith("headless") for name in found}) == 2:
-        yield ("note", "OpenCV with and without a GUI are both installed; it works here, "
-                       "on a server without libGL it may not", HEADLESS_FIX)
+    yield "ok", f"{found.family}: {', '.join(f'{name} {number}' for name, number in found.versions.items())}", ""
+    yield "ok", f"operators: {found.operators}", ""
+    yield "ok", f"opencv: {', '.join(f'{name} {number}' for name, number in found.opencv.items()) or 'none'}", ""
+    broken = not _imports("cv2") or len(found.versions) < len(LIBRARIES)
+    for hint in found.hints:
+        yield "problem" if broken else "note", hint, ""
 
 
-def _gui(build: str) -> str:
-    lines = [line.split(":", 1)[1].strip() for line in build.splitlines() if line.strip().startswith("GUI:")]
-    return lines[0] if lines and lines[0] else "unknown"
+def _imports(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
 
 
 def _device(device: str, precision: str) -> Iterator[Finding]:
