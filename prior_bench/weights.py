@@ -179,12 +179,11 @@ def save_weights(folder: Path, method: Method, recipe: Recipe, provenance: Mappi
     state = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in method.state_dict().items()}
     save_file(state, temporary / WEIGHTS)
     (temporary / RECIPE).write_text(json.dumps(recipe.model_dump(mode="json"), indent=2), encoding="utf-8")
-    meta = {"schema": SCHEMA, "method": method.name, "image_input": asdict(method.image_input),
-            "parameters": sum(p.numel() for p in method.parameters()), "provenance": dict(provenance)}
+    meta = {"schema": SCHEMA, "method": method.name, "has_text": method.has_text,
+            "image_input": asdict(method.image_input), "parameters": sum(p.numel() for p in method.parameters()), "provenance": dict(provenance)}
     (temporary / META).write_text(json.dumps(meta, indent=2, default=str), encoding="utf-8")
-    if method.has_text:
-        (temporary / TOKENIZER).mkdir()
-        method.save_tokenizer(temporary / TOKENIZER)
+    (temporary / TOKENIZER).mkdir()  # left empty by a method without a text encoder
+    method.save_tokenizer(temporary / TOKENIZER)
     for path in temporary.rglob("*"):
         if path.is_file():
             with open(path, "rb") as f:
@@ -206,8 +205,8 @@ def load_method(folder: Path) -> Method:
     cls = plugins.load("methods", meta["method"])
     recipe = cls.recipe_class.model_validate(_read_json(folder / RECIPE))
     recipe = recipe.model_copy(update={"image": recipe.image.model_copy(update={"weights": "random"})})
-    tokenizer = folder / TOKENIZER
-    method: Method = new_method(cls, recipe, seed=0, tokenizer=tokenizer if tokenizer.is_dir() else None)
+    method: Method = new_method(cls, recipe, seed=0, tokenizer=folder / TOKENIZER)
+    method.has_text = meta["has_text"]
     state = read_state(folder / WEIGHTS)
     coverage = fit_state(method, state)
     if coverage.missing or coverage.unexpected:

@@ -134,7 +134,8 @@ class Prior(Method):
         return cls(recipe, TextEncoder.build(recipe.text, texts, tokenizer) if recipe.text else None)
 
     def save_tokenizer(self, folder: Path) -> None:
-        self.text_encoder.save(folder)
+        if self.recipe.text:
+            self.text_encoder.save(folder)
 
     def adapt_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         if official.is_ours(state):

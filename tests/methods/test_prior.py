@@ -29,7 +29,8 @@ REPORTS = (
 )
 SMALL = {
     "image.name": "test_resnet", "image.size": 64, "text.layers": 1, "text.width": 16, "text.heads": 2,
-    "text.vocabulary": 120, "width": 16, "pool_heads": 2, "prototypes.count": 6, "prototypes.memory": 32, "decoders.image_channels": 16,
+    "text.vocabulary": 120, "width": 16, "pool_heads": 2,
+    "prototypes.count": 6, "prototypes.memory": 32, "decoders.image_channels": 16,
     "decoders.image_blocks": 3, "decoders.queries": 3, "decoders.sentence_layers": 1, "decoders.sentence_heads": 2,
 }
 LAST = 0.99  # progress in the last stage
