@@ -180,7 +180,8 @@ def save_weights(folder: Path, method: Method, recipe: Recipe, provenance: Mappi
     save_file(state, temporary / WEIGHTS)
     (temporary / RECIPE).write_text(json.dumps(recipe.model_dump(mode="json"), indent=2), encoding="utf-8")
     meta = {"schema": SCHEMA, "method": method.name, "has_text": method.has_text,
-            "image_input": asdict(method.image_input), "parameters": sum(p.numel() for p in method.parameters()), "provenance": dict(provenance)}
+            "image_input": asdict(method.image_input), "parameters": sum(p.numel() for p in method.parameters()),
+            "provenance": dict(provenance)}
     (temporary / META).write_text(json.dumps(meta, indent=2, default=str), encoding="utf-8")
     (temporary / TOKENIZER).mkdir()  # left empty by a method without a text encoder
     method.save_tokenizer(temporary / TOKENIZER)
