@@ -63,7 +63,19 @@ def test_the_content_is_pinned() -> None:
     assert [(r["id"], r["view"], r["labels"]) for r in first] == PINNED
 
 
-PINNED: list = []
+PINNED = [
+    ("p00000-s1", "AP", []),
+    ("p00000-s2", "AP", []),
+    ("p00001-s1", "AP", ["atelectasis"]),
+    ("p00001-s2", "AP", ["atelectasis"]),
+    ("p00001-s3", "AP", ["atelectasis", "fracture"]),
+    ("p00002-s1", "PA", ["consolidation"]),
+    ("p00003-s1", "PA", ["effusion"]),
+    ("p00003-s2", "PA", ["effusion"]),
+    ("p00003-s3", "PA", ["cardiomegaly", "effusion"]),
+    ("p00004-s1", "AP", []),
+    ("p00005-s1", "PA", ["cardiomegaly", "edema"]),
+]
 
 
 def test_seeds_and_sizes_give_other_patients() -> None:

@@ -49,9 +49,17 @@ class Case:
     only: str = ""
 
 
+def stream(size: Size, person: int = 0, words: int = 0) -> np.random.Generator:
+    """An independent random stream: of the roster, of a person (from 1), or of the words of a person's report (from 1).
+
+    Numbers start at 1 because numpy pads seeds with zeros.
+    """
+    return np.random.default_rng([VERSION, size.seed, person, words])
+
+
 def roster(size: Size) -> Iterator[Case]:
     """The patients in order: one to three studies each, split by split, then the single-finding ones."""
-    rng, number = np.random.default_rng([VERSION, size.seed]), 0
+    rng, number = stream(size), 0
     splits: dict[Split, int] = {"train": size.train, "validation": size.validation, "test": size.test}
     for split, wanted in splits.items():
         while wanted:
@@ -75,7 +83,7 @@ class Made:
 
 def make(size: Size, case: Case) -> Iterator[Made]:
     """All studies of one patient, in order of time."""
-    rng = np.random.default_rng([VERSION, size.seed, case.number])
+    rng = stream(size, case.number + 1)
     patient = draw_patient(rng)
     ill: list[Finding] = []
     gone: list[Finding] = []
@@ -95,7 +103,7 @@ def make(size: Size, case: Case) -> Iterator[Made]:
             for f, mask in zip(seen, drawn, strict=True):
                 masks[i] |= mask if f.kind in kinds else False
         masks[list(MASKS).index("lungs")] = thorax.lungs >= 0.5
-        report = write(patient, exam, seen, gone, visit > 0, rng)
+        report = write(patient, exam, seen, gone, visit > 0, stream(size, case.number + 1, visit + 1))
         yield Made(
             thorax.develop(),
             masks,
