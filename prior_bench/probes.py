@@ -19,8 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PENALTIES = tuple(10.0**k for k in range(-6, 3))
-MAX_ITERATIONS = 1000
 TOLERANCE = 1e-6  # of the gradient in the preconditioner's norm: the loss is then about 1e-12 above its minimum
 DEAD = 1e-6  # features whose deviation is below this share of the median deviation are dropped
 _HISTORY = 10  # pairs that L-BFGS remembers
@@ -62,15 +60,15 @@ class ProbePath:
         return self.standardiser(features) @ self.weights + self.bias[:, None]
 
 
-def fit_path(features: np.ndarray, labels: np.ndarray, exclusive: bool, penalties: Sequence[float] = PENALTIES,
-             max_iterations: int = MAX_ITERATIONS) -> ProbePath:
+def fit_path(features: np.ndarray, labels: np.ndarray, exclusive: bool, penalties: Sequence[float],
+             max_iterations: int = 1000) -> ProbePath:
     """Solve all penalties, from the largest to the smallest, each from the solution before it.
 
     Args:
         features: (N, D), standardised here with their own mean and deviation.
         labels: (N, C) in {0, 1, NaN = missing}, each with both classes; exclusive classes one-hot or all NaN.
         exclusive: one softmax over the C classes instead of C sigmoids.
-        max_iterations: per penalty; what has not converged by then is recorded in `converged`.
+        max_iterations: of each penalty; what has not converged by then is recorded in `converged`.
 
     Raises: ValueError for features that are not finite or a label without both classes.
     """

@@ -102,7 +102,7 @@ class Bootstrap:
             below = _cumulative(negatives)
             twice = np.take(below, sorted_.below, axis=1) + np.take(below, sorted_.not_above, axis=1)
             right = np.einsum("dp,dp->d", positives, twice, dtype=float)
-            parts.append(_quotient(right, 2.0 * positives.sum(1) * below[:, -1]))
+            parts.append(quotient(right, 2.0 * positives.sum(1) * below[:, -1]))
         return np.concatenate(parts)
 
     def average_precision(self, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -114,7 +114,7 @@ class Bootstrap:
             true = positives_below[:, -1:] - np.take(positives_below, sorted_.positives_below, axis=1)
             false = below[:, -1:] - np.take(below, sorted_.below, axis=1)
             precision = true / np.maximum(true + false, 1)
-            parts.append(_quotient((positives * precision).sum(1), positives_below[:, -1]))
+            parts.append(quotient((positives * precision).sum(1), positives_below[:, -1]))
         return np.concatenate(parts)
 
     def sums(self, values: np.ndarray) -> np.ndarray:
@@ -127,7 +127,7 @@ class Bootstrap:
     def mean(self, values: np.ndarray) -> np.ndarray:
         """Mean of values (N,) in each draw, (n,). Rows that are NaN are left out; a draw without any other is NaN."""
         total = self.sums(np.stack([values, ~np.isnan(values)], axis=1))
-        return _quotient(total[:, 0], total[:, 1])
+        return quotient(total[:, 0], total[:, 1])
 
     def median(self, values: np.ndarray) -> np.ndarray:
         """Median of finite values (N,) in each draw, (n,); the mean of the middle two where their number is even."""
@@ -172,6 +172,6 @@ def _cumulative(weights: np.ndarray) -> np.ndarray:
     return result
 
 
-def _quotient(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def quotient(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """NaN where the denominator is zero."""
-    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator > 0)
+    return np.divide(numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator > 0)
