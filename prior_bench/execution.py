@@ -111,7 +111,7 @@ def obtain(grid: Grid, weights: Weights, precision: Precision, listener: Listene
     request = grid.request
     kind = plugins.load("methods", weights.method)
     file = recipe_files.recipe_file(weights.method)
-    recipe = recipes.load(file, request.recipe, kind.recipe_class, request.overrides)
+    recipe = recipes.load(file, request.recipe, kind.recipe_class, weights.overrides)
     values = recipe.model_dump(mode="json")
     source = grid.datasets[grid.source].dataset if grid.source else None
     texts = _training_reports(source) if source is not None and recipe.text is not None else None

@@ -68,6 +68,7 @@ class Weights:
     seed: int
     key: str  # digest of everything that they are made from
     digest: str | None = field(compare=False)  # of the weights themselves; None: not known before they are made
+    overrides: Mapping[str, Any] = field(compare=False)  # of the recipe, as far as they concern it; in the key
 
     @property
     def title(self) -> str:
@@ -92,7 +93,8 @@ class PlannedCell:
     def title(self) -> str:
         p = self.plan
         size = "" if p.fraction is None else f", {p.fraction:.0%}, subset {p.subset_seed}, head {p.head_seed}"
-        return f"{self.weights.title}: {self.task} {p.mode} on {self.dataset}/{p.target}{size}"
+        task = self.task if p.mode == self.task else f"{self.task} {p.mode}"
+        return f"{self.weights.title}: {task} on {self.dataset}/{p.target}{size}"
 
     def cell(self, weights_digest: str) -> Cell:
         w, p = self.weights, self.plan
@@ -239,10 +241,13 @@ def _has_reports(dataset: str) -> bool:
 
 def _weights(request: Request, method: str, seed: int, source: Opened | None) -> Weights:
     """Name the weights of one (method, seed), and look up their digest."""
-    values = recipe_files.resolve(recipe_files.recipe_file(method), request.recipe, request.overrides)
-    shown = ",".join(f"{key}={value}" for key, value in sorted(request.overrides.items()))
+    file = recipe_files.recipe_file(method)
+    trains = recipe_files.resolve(file, request.recipe).get("training") is not None
+    overrides = {key: value for key, value in sorted(request.overrides.items())
+                 if trains or key.partition(".")[0] != "training"}  # one --set serves methods and reference rows
+    values = recipe_files.resolve(file, request.recipe, overrides)
+    shown = ",".join(f"{key}={value}" for key, value in overrides.items())
     recipe = f"{request.recipe}[{shown}]" if shown else request.recipe
-    trains = values.get("training") is not None
     plugin = plugins.package_folder("methods", method)
     made_from: list[Any] = [method, values, seed, digest_sources(plugin) if plugin else None,
                             _core_digest(_TRAINING_SOURCES if trains else _SOURCES), _library_versions()]
@@ -250,17 +255,18 @@ def _weights(request: Request, method: str, seed: int, source: Opened | None) ->
         if not trains:
             raise UserError(f"the method {method!r} takes no weights", where="--weights", fix="leave --weights out")
         key = digest_json([*made_from, _file_digest(request.weights, request.cache), request.allow_partial_weights])
-        return Weights(method, recipe, f"file:{request.weights.name}", seed, key, read_note(request.cache, key))
+        digest = read_note(request.cache, key)
+        return Weights(method, recipe, f"file:{request.weights.name}", seed, key, digest, overrides)
     if trains:
         if source is None:
             raise UserError(f"the method {method!r} must be pre-trained, and it is not clear on what",
                             where="--pretrain-on", expected="a dataset with reports",
                             fix="give --pretrain-on, or --weights")
         key = digest_json([*made_from, source.digest, _processes()])
-        return Weights(method, recipe, source.dataset.name, seed, key, read_note(request.cache, key))
+        return Weights(method, recipe, source.dataset.name, seed, key, read_note(request.cache, key), overrides)
     vocabulary = source.digest if source is not None and values.get("text", {}) is not None else None
     key = digest_json([*made_from, vocabulary])
-    return Weights(method, recipe, NO_SOURCE, seed, key, key)  # what they are made from says all about them
+    return Weights(method, recipe, NO_SOURCE, seed, key, key, overrides)  # what they are made from says it all
 
 
 @cache

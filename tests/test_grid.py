@@ -89,6 +89,8 @@ def test_the_cell_depends_on_the_recipe_and_the_profile(request_):
         assert not digests() & digests(**changes)
     (shown,) = {c.weights.recipe for c in grid.plan(replace(request_, overrides={"width": 4})).cells}
     assert shown == "small[width=4]"
+    (shown,) = {c.weights.recipe for c in grid.plan(replace(request_, overrides={"training.epochs": 4})).cells}
+    assert shown == "small"  # nothing is trained, so it stays what it is
 
 
 @pytest.mark.parametrize(("changes", "message"), [
