@@ -108,9 +108,9 @@ def draw_exam(rng: np.random.Generator, portable: float = 0.4) -> Exam:
     edges = rng.uniform(0, 0.05, 4) * (rng.random(4) < 0.25)
     return Exam(
         view="AP" if bed else "PA",
-        tilt=float(np.clip(rng.normal(0, 0.035), -0.08, 0.08)) * spread,
-        shift=(float(u(-0.045, 0.045)), float(u(-0.05, 0.04))),
-        zoom=u(0.87, 1.1),
+        tilt=float(np.clip(rng.normal(0, 0.025), -0.06, 0.06)) * spread,
+        shift=(float(u(-0.035, 0.035)), float(u(-0.04, 0.03))),
+        zoom=u(0.9, 1.1),
         rotation=float(np.clip(rng.normal(0, 0.012), -0.03, 0.03)) * spread,
         inspiration=u(0.1, 1.0) if bed else u(0.0, 0.6),
         magnification=u(1.0, 1.1) if bed else 1.0,

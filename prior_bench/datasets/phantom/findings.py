@@ -50,7 +50,7 @@ class Finding:
 
     @property
     def contrast(self) -> float:
-        return 0.55 if self.faint else 1.0
+        return 0.6 if self.faint else 1.0
 
     @property
     def rng(self) -> np.random.Generator:
@@ -59,7 +59,7 @@ class Finding:
     @property
     def diameter(self) -> float:
         """Diameter of a nodule in centimetres."""
-        return round(1.2 + 1.6 * self.extent, 1)
+        return round(1.4 + 1.6 * self.extent, 1)
 
 
 # ------------------------------------------------------------------------------------------ occurrence
@@ -67,7 +67,7 @@ class Finding:
 
 def draw_finding(kind: str, rng: np.random.Generator, side: str = "") -> Finding:
     """A finding of this kind at a random place."""
-    faint = bool(rng.random() < {"cardiomegaly": 0.0, "pneumothorax": 0.2}.get(kind, 0.3))
+    faint = bool(rng.random() < {"cardiomegaly": 0.0, "pneumothorax": 0.2}.get(kind, 0.25))
     side = side or str(rng.choice(list(SIDES)))
     place = ""
     if kind == "consolidation":
@@ -214,7 +214,7 @@ def _pneumothorax(thorax: Thorax, finding: Finding) -> Array:
     """Air outside a collapsed lung: no vessels, a thin pleural line; widest at the apex."""
     f, side = thorax.frame, finding.side
     a, t = thorax.from_midline(side), thorax.depth(side)
-    width = 0.025 + 0.13 * finding.extent
+    width = 0.030 + 0.13 * finding.extent
     drop = 1.3 * width / (thorax.base(side) - thorax.patient.apex)
     lower = (t - drop) / (1 - drop)  # depth in the lung that is left
     gap = width * (1.0 - (1 - 0.4 * finding.extent) * smoothstep((t - 0.1) / (0.5 + 0.5 * finding.extent)))
@@ -222,11 +222,11 @@ def _pneumothorax(thorax: Thorax, finding: Finding) -> Array:
     free = f.edge(-inside, 0.0)
     cover = free * thorax.lung[side] * (1 - thorax.mediastinum)
     thorax.water = thorax.water * (1 - cover)
-    thorax.air = np.maximum(thorax.air, cover * 1.0 * np.minimum(thorax.air + 0.22, 1.05))
+    thorax.air = np.maximum(thorax.air, cover * np.minimum(thorax.air + 0.25, 1.1))
     collapsed = thorax.lung[side] * (1 - free)
     _fill(thorax, collapsed, 0.30 * finding.extent)
     line = np.exp(-((inside / 0.005) ** 2)) * thorax.lung[side] * (1 - thorax.mediastinum)
-    thorax.water = thorax.water + 0.085 * finding.contrast * line
+    thorax.water = thorax.water + 0.11 * finding.contrast * line
     return cover
 
 
@@ -247,7 +247,7 @@ def _consolidation(thorax: Thorax, finding: Finding) -> Array:
     blob = _blob(thorax, centre, (size * rng.uniform(0.85, 1.2), size), int(rng.integers(1 << 31)), 0.32)
     cover = blob * thorax.lung[side] * (1 - 0.9 * thorax.mediastinum)
     patchy = 0.85 + 0.15 * texture(rng, thorax.frame.size, 20, 2)
-    _fill(thorax, np.clip(cover * patchy, 0, 1), (0.50 + 0.30 * finding.extent) * finding.contrast)
+    _fill(thorax, np.clip(cover * patchy, 0, 1), (0.60 + 0.30 * finding.extent) * finding.contrast)
     return np.maximum(cover, 1e-3 * blob)
 
 
@@ -270,7 +270,7 @@ def _edema(thorax: Thorax, finding: Finding) -> Array:
             x, y = thorax.point(side, rng.uniform(0.75, 0.95), 0.97)
             f.stroke(lines, [(x, y), (x - sign * 0.03, y + 0.004)], 0.004, 1.0)
         thorax.water = thorax.water + 0.07 * lines * finding.contrast * thorax.lung[side]
-    _fill(thorax, cover, (0.14 + 0.32 * finding.extent) * finding.contrast)
+    _fill(thorax, cover, (0.18 + 0.34 * finding.extent) * finding.contrast)
     return cover
 
 
@@ -292,8 +292,8 @@ def _atelectasis(thorax: Thorax, finding: Finding) -> Array:
         x, y = thorax.point(side, 0.98, 0.35)
         cover = np.maximum(cover, _blob(thorax, (x, y), (0.09, 0.045), finding.seed, 0.1))
     cover = cover * thorax.lung[side] * (1 - 0.8 * thorax.mediastinum)
-    _fill(thorax, cover, 0.45 * finding.contrast)
-    thorax.water = thorax.water + 0.05 * cover * finding.contrast
+    _fill(thorax, cover, 0.55 * finding.contrast)
+    thorax.water = thorax.water + 0.08 * cover * finding.contrast
     return cover
 
 
@@ -304,7 +304,7 @@ def _nodule(thorax: Thorax, finding: Finding) -> Array:
     x, y = thorax.point(side, rng.uniform(*depth), rng.uniform(*across))
     radius = finding.diameter * CM / 2
     cover = thorax.frame.ellipse(x, y, radius * 1.08, radius / 1.08, rng.uniform(0, 3), 0.004)
-    thorax.water = thorax.water + 0.17 * cover * finding.contrast
+    thorax.water = thorax.water + 0.22 * cover * finding.contrast
     return cover
 
 
