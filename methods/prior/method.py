@@ -238,7 +238,8 @@ class Prior(Method):
         return {"image": images, **self.text_encoder.pad([s["tokens"] for s in samples])}
 
     def losses(self, batch: Batch, progress: float) -> dict[str, tuple[float, Tensor]]:
-        stage = self._stage(progress)
+        assert self.recipe.training is not None
+        stage = self.recipe.training.stage_at(progress)
         weights = self.recipe.weights[stage]
         quantise = self._quantised(stage)
         if quantise:
@@ -295,26 +296,20 @@ class Prior(Method):
 
     # ----------------------------------------------------------------------------------------- stages
 
-    def _stage(self, progress: float) -> int:
-        return int(np.searchsorted(self._starts()[1:], progress + 1e-9, side="right"))
-
-    def _starts(self) -> np.ndarray:
-        """Where each stage starts, as shares of the whole run."""
-        assert self.recipe.training is not None
-        shares = np.array([stage.share for stage in self.recipe.training.stages])
-        return np.concatenate([[0.0], np.cumsum(shares / shares.sum())[:-1]])
-
     def _quantised(self, stage: int) -> bool:
         """Whether sentences pass through the bank in a stage: from the first that trains it (-1: the last stage)."""
         weights = self.recipe.weights
         return any("L_proto" in w for w in weights[: (stage % len(weights)) + 1])
 
     def _prepare_bank(self, progress: float) -> None:
+        """Before a step with the bank: its start from data, the first time, and its temperature."""
+        assert self.recipe.training is not None
         if self.bank.remembered > 0:
             self.bank.start()
-        first = self._starts()[next(i for i in range(len(self.recipe.weights)) if self._quantised(i))]
+        stages = enumerate(self.recipe.training.stages)
+        without = sum(stage.share for index, stage in stages if not self._quantised(index))
         bank = self.recipe.prototypes
-        self.bank.set_temperature(bank.schedule, bank.temperature, (progress - first) / (1 - first))
+        self.bank.set_temperature(bank.schedule, bank.temperature, (progress - without) / (1 - without))
 
 
 def _projection(inputs: int, outputs: int) -> nn.Linear:
