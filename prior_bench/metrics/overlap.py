@@ -44,3 +44,17 @@ def overlap_metrics(counts: np.ndarray) -> dict[str, float]:
     """The metrics of `counts` (N, 3); NaN where one is undefined (no image has foreground)."""
     return {name: float(top.sum() / bottom.sum()) if bottom.sum() > 0 else float("nan")
             for name, (top, bottom) in terms(counts).items()}
+
+
+def encode_mask(mask: np.ndarray) -> str:
+    """COCO run-length code (the `counts` string of pycocotools) of a mask (H, W) bool."""
+    from pycocotools import mask as rle
+
+    return str(rle.encode(np.asfortranarray(mask, np.uint8))["counts"], "ascii")
+
+
+def decode_mask(counts: str, height: int, width: int) -> np.ndarray:
+    """The mask (height, width) bool of a COCO run-length code."""
+    from pycocotools import mask as rle
+
+    return rle.decode({"size": [height, width], "counts": counts.encode("ascii")}).astype(bool)
