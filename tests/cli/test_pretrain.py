@@ -1,0 +1,68 @@
+"""`prior-bench pretrain` on plug-in files: weights, progress in plain lines, reuse, Ctrl-C, mistakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from prior_bench import plugins
+from prior_bench.cli import app
+from prior_bench.weights import load_method
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def pretrain(tmp_path):
+    def call(*options: str):
+        command = ["pretrain", "--method", "toy-method", "--dataset", "toy", "--cache", str(tmp_path / "cache"),
+                   "--plugin", str(TESTS / "engine" / "toy_method.py"), "--plugin", str(TESTS / "toy.py"),
+                   "--device", "cpu", *options]
+        return CliRunner().invoke(app, command)
+
+    return call
+
+
+def test_weights_are_made_copied_and_reused(pretrain, tmp_path):
+    first = pretrain("--output", str(tmp_path / "out"))
+    assert first.exit_code == 0, first.output
+    assert "pre-training 100% loss" in first.output
+    assert "images/s" in first.output
+    method = load_method(tmp_path / "out")
+    assert method.image_encoder[1].num_batches_tracked == 10
+    again = pretrain()
+    assert again.exit_code == 0
+    assert "pre-training" not in again.output
+    assert "weights: " in again.output
+    other = pretrain("--set", "training.epochs=2")
+    assert "pre-training 100% loss" in other.output
+
+
+def test_interrupt_says_how_to_go_on(pretrain, monkeypatch):
+    plugins.add_file(TESTS / "engine" / "toy_method.py")
+    monkeypatch.setattr("prior_bench.engine.samples.Samples.__getitem__", interrupt)
+    result = pretrain()
+    assert result.exit_code == 130
+    assert "the last checkpoint is kept, and the same command goes on from there" in result.output
+    monkeypatch.undo()
+    assert pretrain().exit_code == 0
+
+
+def interrupt(self, position):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--recipe", "smal"], "did you mean 'small'"),
+    (["--set", "training.batch=100"], "--set training.batch=80"),
+    (["--set", "training.bach=10"], "training.bach"),
+    (["--device", "cuda:7x"], "unknown device"),
+    (["--method", "toy-metod"], "did you mean 'toy-method'"),
+])
+def test_mistakes_are_one_message(pretrain, options, message):
+    result = pretrain(*options)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
