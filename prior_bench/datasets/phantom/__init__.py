@@ -50,7 +50,7 @@ class Phantom(Dataset):
     budget: ClassVar[Budget] = Budget(
         segmentation=DenseBudget(size=128, channels=128, batch=8, steps=120),
         detection=DenseBudget(size=128, channels=64, batch=16, steps=120),
-        finetune=FinetuneBudget(batch=32, min_steps=120, epochs=4, validations=4, subset_seeds=(0,)),
+        finetune=FinetuneBudget(min_steps=200, epochs=12, validations=6, subset_seeds=(0,)),
     )
 
     def fingerprint(self) -> object:
