@@ -32,8 +32,9 @@ Report = Callable[[str, float, str], None]  # phase, share done in 0..1, what to
 
 LIBRARIES = ("torch", "timm", "transformers", "tokenizers", "numpy", "Pillow")
 _PACKAGE = Path(__file__).parents[1]
-_SOURCES = ("encoders", "data", "losses.py", "method.py", "engine/pretrain.py", "engine/training.py",
-            "engine/samples.py", "engine/hooks.py", "engine/processes.py", "engine/runner.py", "engine/precision.py")
+_SOURCES = ("encoders", "data", "losses.py", "method.py", "recipes.py", "weights.py", "engine/pretrain.py",
+            "engine/training.py", "engine/samples.py", "engine/hooks.py", "engine/processes.py",
+            "engine/runner.py", "engine/precision.py")
 
 
 def versions() -> dict[str, str]:

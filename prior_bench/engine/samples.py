@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
     from prior_bench.data.images import ImageStore
 
+
 def is_frontal(image: ImageRecord) -> bool:
     """Whether an image is a frontal view (PA, AP and their kinds), or does not state its view."""
     return image.view is None or image.view.upper().startswith(("PA", "AP"))

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
     from prior_bench.recipes import Recipe
 
+
 def to_device(value: Any, device: torch.device) -> Any:
     """The tensors in nested mappings and sequences, on the device."""
     if isinstance(value, Tensor):
