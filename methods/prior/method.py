@@ -31,7 +31,7 @@ from prior_bench.methods.prior.decoders import (
     reorder,
 )
 from prior_bench.methods.prior.local_alignment import CrossAttention, Predictor, image_loss, text_loss
-from prior_bench.methods.prior.prototypes import PrototypeBank, Schedule
+from prior_bench.methods.prior.prototypes import PrototypeBank, Schedule, Similarity
 from prior_bench.recipes import Recipe, Strict
 
 Term = Literal["L_global", "L_li", "L_lt", "L_proto", "L_rec", "L_spg", "L_kl", "L_gpa"]
@@ -41,6 +41,7 @@ class Prototypes(Strict):
     """The sentence prototype bank. `start: data` makes prototypes the k-means centres of stage 1's last sentences."""
 
     count: int = Field(512, gt=1)
+    similarity: Similarity = "dot"
     temperature: float = Field(0.9, gt=0)
     schedule: Schedule = "fixed"
     start: Literal["random", "data"] = "random"
@@ -121,7 +122,8 @@ class Prior(Method):
         self.cross_attention = CrossAttention(width)
         self.predictor = Predictor(width)
         bank, sizes = recipe.prototypes, recipe.decoders
-        self.bank = PrototypeBank(bank.count, width, bank.temperature, bank.memory if bank.start == "data" else 0)
+        memory = bank.memory if bank.start == "data" else 0
+        self.bank = PrototypeBank(bank.count, width, bank.temperature, bank.similarity, memory)
         self.image_decoder = ImageDecoder(2 * width, sizes.image_channels, sizes.image_blocks)
         self.sentence_decoder = SentenceDecoder(width, sizes.queries, sizes.sentence_layers, sizes.sentence_heads,
                                                 sizes.dropout)

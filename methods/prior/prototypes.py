@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from prior_bench.losses import world_size
 
 Schedule = Literal["fixed", "linear", "exponential"]
+Similarity = Literal["dot", "distance"]
 
 
 class PrototypeBank(nn.Module):
     """A table E of K prototypes (K, D). A sentence s becomes softmax((s E^T + Gumbel noise) / temperature) E.
 
+    With `similarity: distance` the dot products s E_k lose |E_k|^2 / 2, which makes them half the negative squared
+    distance, up to a constant of s: a sentence goes to its nearest prototype, not to the longest ones around.
     Noise is drawn in training only. With `memory`, the table starts from data: the last `memory` sentence vectors are
     remembered until `start` clusters them; otherwise it starts from N(0, 1), as the authors' does.
     """
@@ -25,17 +28,21 @@ class PrototypeBank(nn.Module):
     memory: Tensor
     remembered: Tensor
 
-    def __init__(self, prototypes: int, width: int, temperature: float, memory: int = 0):
+    def __init__(self, prototypes: int, width: int, temperature: float, similarity: Similarity = "dot",
+                 memory: int = 0):
         super().__init__()
+        self.similarity = similarity
         self.embed = nn.Embedding(prototypes, width)
         self.register_buffer("temperature", torch.tensor(temperature))
         self.register_buffer("memory", torch.zeros(memory, width), persistent=memory > 0)
         self.register_buffer("remembered", torch.tensor(0), persistent=memory > 0)
 
     def logits(self, sentences: Tensor) -> Tensor:
-        """Plain dot products (..., K) in float32."""
+        """Similarities to the prototypes (..., K) in float32."""
         with torch.autocast(sentences.device.type, enabled=False):
-            return F.linear(sentences.float(), self.embed.weight.float())
+            table = self.embed.weight.float()
+            bias = -table.square().sum(dim=1) / 2 if self.similarity == "distance" else None
+            return F.linear(sentences.float(), table, bias)
 
     def forward(self, sentences: Tensor) -> Tensor:
         """Quantised sentences (..., D) in float32."""

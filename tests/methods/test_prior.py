@@ -43,7 +43,7 @@ def recipe(name: str = "small", **values: object) -> PriorRecipe:
 
 def prior(seed: int = 0, **values: object) -> Prior:
     torch.manual_seed(seed)
-    return Prior.from_recipe(recipe(**values), [" ".join(r) for r in REPORTS])
+    return Prior.from_recipe(recipe(**{"prototypes.similarity": "dot"} | values), [" ".join(r) for r in REPORTS])
 
 
 def batch_of(method: Prior, reports: tuple = REPORTS, seed: int = 0) -> dict:
@@ -88,8 +88,13 @@ def slow_losses(m: Prior, batch: dict, quantise: bool) -> dict[str, float]:
     E, t = m.bank.embed.weight, m.bank.temperature
     ca, p = m.cross_attention, m.predictor
 
+    def similarity(s: torch.Tensor) -> torch.Tensor:
+        if m.bank.similarity == "dot":
+            return E @ s
+        return -(E - s).pow(2).sum(dim=1) / 2
+
     def bank(s: torch.Tensor) -> torch.Tensor:
-        return torch.stack([((E @ row) / t).softmax(dim=0) @ E for row in s])
+        return torch.stack([(similarity(row) / t).softmax(dim=0) @ E for row in s])
 
     samples = []
     for i in range(len(images)):
@@ -130,7 +135,7 @@ def slow_losses(m: Prior, batch: dict, quantise: bool) -> dict[str, float]:
             ordered = out[rows[np.argsort(columns)]]  # the output of target 0, of target 1, ...
             spg += (ordered - target).abs().mean() / count
             for raw, r in zip(s.raw[:kept], ordered[:kept], strict=True):
-                P, R = (E @ raw).softmax(dim=0), (E @ r).softmax(dim=0)
+                P, R = similarity(raw).softmax(dim=0), similarity(r).softmax(dim=0)
                 kl.append((P * (P.log() - R.log())).sum())
             g = attention_pool(m.sentence_pool, bank(ordered[:kept]))
             rebuilt.append(g / g.norm())
@@ -146,8 +151,9 @@ def slow_losses(m: Prior, batch: dict, quantise: bool) -> dict[str, float]:
 
 @pytest.mark.parametrize("progress", [0.0, LAST])
 @pytest.mark.parametrize("queries", [3, 5])  # fewer and more than the longest report has sentences
-def test_every_term_equals_its_equation(progress, queries):
-    method = prior(**{"decoders.queries": queries}).eval()
+@pytest.mark.parametrize("similarity", ["dot", "distance"])
+def test_every_term_equals_its_equation(progress, queries, similarity):
+    method = prior(**{"decoders.queries": queries, "prototypes.similarity": similarity}).eval()
     batch = batch_of(method)
     with torch.no_grad():
         found = method(batch, progress)
@@ -158,7 +164,7 @@ def test_every_term_equals_its_equation(progress, queries):
 
 
 def test_stages_have_the_weights_of_the_paper():
-    method = prior().eval()
+    method = prior(weights=read(recipe_file("prior"))["paper"]["weights"]).eval()
     batch = batch_of(method)
     shares = [stage.share for stage in method.recipe.training.stages]
     starts = np.cumsum([0.0, *shares[:-1]])
