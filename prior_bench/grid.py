@@ -224,9 +224,9 @@ def _pretrain_source(request: Request) -> str | None:
     if request.pretrain_on is not None:
         _known(request.pretrain_on, plugins.names("datasets"), "dataset", "--pretrain-on")
         if not _has_reports(request.pretrain_on):
-            having = ", ".join(filter(_has_reports, plugins.names("datasets")))
+            usable = ", ".join(filter(_has_reports, plugins.names("datasets")))
             raise UserError(f"the dataset {request.pretrain_on!r} has no reports to pre-train on",
-                            where="--pretrain-on", expected=f"one of {having}")
+                            where="--pretrain-on", expected=f"one of {usable}")
         return request.pretrain_on
     having = [name for name in request.datasets if _has_reports(name)]
     return having[0] if len(having) == 1 else None

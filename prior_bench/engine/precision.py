@@ -26,7 +26,7 @@ class Precision:
 
     def place(self, module: torch.nn.Module) -> torch.nn.Module:
         """Move a module to the device, its convolutions in channels_last (2.5 x faster in bf16 on CPU)."""
-        return module.to(self.device, memory_format=torch.channels_last)
+        return module.to(self.device).to(memory_format=torch.channels_last)
 
     @property
     def name(self) -> str:
