@@ -6,8 +6,8 @@ Minimised for each label (sigmoid) or once for exclusive classes (softmax), in f
 
 which is scikit-learn's LogisticRegression with C = 1 / (rows * penalty). Two things make it fast. Features are rotated
 to their principal axes: the penalty does not notice, no more axes than rows are left, and there the Hessian is nearly
-diagonal, so that L-BFGS preconditioned by that diagonal needs few iterations. And the model is linear, so that a line
-search along a direction costs no product with the features.
+diagonal, so that L-BFGS preconditioned by that diagonal needs few iterations; a problem that proves hard gets its whole
+Hessian. And the model is linear, so that a line search along a direction costs no product with the features.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 TOLERANCE = 1e-6  # of the gradient in the preconditioner's norm: the loss is then about 1e-12 above its minimum
 DEAD = 1e-6  # features whose deviation is below this share of the median deviation are dropped
 _HISTORY = 10  # pairs that L-BFGS remembers
+_MIN_PATIENCE = 20  # iterations before a problem is taken for hard
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +142,38 @@ class _Problems:
         data = (self.squared.T @ variance).reshape(-1, *self.y.shape[1:])
         return data + penalty * self.penalised + 1e-12
 
+    def hessian(self, probabilities: Tensor, penalty: float, problem: int, column: int) -> Tensor:
+        """Hessian of one column's unknowns, (D + 1, D + 1)."""
+        p = probabilities[:, problem, column]
+        weighted = self.x * (p * (1 - p) * self.weight[:, problem, 0])[:, None]
+        return weighted.T @ self.x + torch.diag(penalty * self.penalised[:, 0, 0] + 1e-12)
+
     def slope_and_curvature(self, probabilities: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
         """First and second derivative of the mean loss (B,) where margins move with `along` (N, B, K)."""
         slope = ((probabilities - self.y) * along * self.weight).sum(dim=(0, 2))
         spread = (probabilities * along**2).sum(dim=2, keepdim=True)
         centre = (probabilities * along).sum(dim=2, keepdim=True)
         return slope, ((spread - centre**2) * self.weight).sum(dim=(0, 2))
+
+
+class _Preconditioner:
+    """An approximate inverse of the Hessian: by its diagonal, and for columns of hard problems by their own blocks."""
+
+    def __init__(self, diagonal: Tensor):
+        self.inverse = 1 / diagonal
+        self.factors: dict[tuple[int, int], Tensor] = {}
+
+    def factorise(self, problems: _Problems, probabilities: Tensor, penalty: float, hard: Tensor) -> None:
+        for problem in hard.nonzero()[:, 0].tolist():
+            for column in range(probabilities.shape[2]):
+                block = problems.hessian(probabilities, penalty, problem, column)
+                self.factors[problem, column] = torch.linalg.cholesky(block)
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        result = self.inverse * gradient
+        for (problem, column), factor in self.factors.items():
+            result[:, problem, column] = torch.cholesky_solve(gradient[:, problem, column, None], factor)[:, 0]
+        return result
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -166,16 +193,20 @@ def _minimise(problems: _Problems, v: Tensor, penalty: float, max_iterations: in
     margins = problems.margins(v)
     probabilities = problems.probabilities(margins)
     gradient = problems.gradient(probabilities, v, penalty)
-    inverse = 1 / problems.diagonal(probabilities, penalty)
+    precondition = _Preconditioner(problems.diagonal(probabilities, penalty))
+    patience = max(_MIN_PATIENCE, len(v) // 4)  # a Hessian costs about as much as that many iterations
     history: list[tuple[Tensor, Tensor, Tensor]] = []  # step, change of gradient, 1 / their product
     iterations = torch.zeros(v.shape[1], dtype=torch.int64)
-    for _ in range(max_iterations):
-        active = _dot(gradient, inverse * gradient).sqrt() > TOLERANCE
+    for count in range(max_iterations):
+        active = _dot(gradient, precondition(gradient)).sqrt() > TOLERANCE
         if not active.any():
             break
-        direction = -_two_loops(gradient, inverse, history)
+        if count and count % patience == 0:
+            precondition.factorise(problems, probabilities, penalty, active)
+            history = []
+        direction = -_two_loops(gradient, precondition, history)
         uphill = _dot(direction, gradient) >= 0  # rounding, near the minimum
-        direction = torch.where(uphill[:, None], -inverse * gradient, direction) * active[:, None]
+        direction = torch.where(uphill[:, None], -precondition(gradient), direction) * active[:, None]
         along = problems.margins(direction)
         length = _line_search(problems, margins, along, penalty * _dot(problems.penalised * v, direction),
                               penalty * _dot(problems.penalised * direction, direction)) * active
@@ -186,16 +217,17 @@ def _minimise(problems: _Problems, v: Tensor, penalty: float, max_iterations: in
         change = gradient - before
         history = [*history, (step, change, _safe_inverse(_dot(step, change)))][-_HISTORY:]
         iterations += active
-    return v, _dot(gradient, inverse * gradient).sqrt() <= TOLERANCE, iterations
+    return v, _dot(gradient, precondition(gradient)).sqrt() <= TOLERANCE, iterations
 
 
-def _two_loops(gradient: Tensor, inverse: Tensor, history: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+def _two_loops(gradient: Tensor, precondition: _Preconditioner,
+               history: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     """The approximate inverse Hessian times the gradient; pairs of problems that made no step count nothing."""
     q, shares = gradient, []
     for step, change, scale in reversed(history):
         shares.append(scale * _dot(step, q))
         q = q - shares[-1][:, None] * change
-    q = inverse * q
+    q = precondition(q)
     for (step, change, scale), share in zip(history, reversed(shares), strict=True):
         q = q + (share - scale * _dot(change, q))[:, None] * step
     return q
