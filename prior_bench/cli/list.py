@@ -1,7 +1,11 @@
-"""`prior-bench list`: the methods with their recipes, the tasks with their modes, the datasets with their targets."""
+"""`prior-bench list`: methods with their recipes, tasks, datasets; one kind alone is listed with what it can do.
+
+The whole list imports no plug-in, so that it is quick.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -13,7 +17,7 @@ from prior_bench.errors import UserError, unknown_name
 @verb
 def list_names(
     kind: Annotated[str | None, typer.Argument(
-        help="methods, tasks or datasets. [default: all]", show_default=False)] = None,
+        help="methods, tasks or datasets, for more on each. [default: all]", show_default=False)] = None,
     plugin: PluginOption = None,
 ) -> None:
     """List methods, tasks and datasets, built-in and third-party."""
@@ -22,14 +26,20 @@ def list_names(
     if kind is not None and kind not in plugins.KINDS:
         raise unknown_name("kind", kind, plugins.KINDS)
     add_plugins(plugin)
-    describe = {"methods": _method, "tasks": _task, "datasets": _dataset}
     for each in [kind] if kind else plugins.KINDS:
         typer.echo(f"{each}:")
         for name in plugins.names(each):
-            try:
-                typer.echo(f"  {name:16} {describe[each](name)}".rstrip())
-            except UserError as error:  # a plug-in that cannot be read must not hide the others
-                typer.echo(f"  {name:16} unusable: {error.what}")
+            more = _described(DESCRIBE[each], name) if kind or each == "methods" else ""
+            typer.echo(f"  {name:16} {more}".rstrip())
+    if kind is None:
+        typer.echo("modes and metrics: prior-bench list tasks; targets: prior-bench list datasets")
+
+
+def _described(describe: Callable[[str], str], name: str) -> str:
+    try:
+        return describe(name)
+    except UserError as error:  # a plug-in that cannot be read must not hide the others
+        return f"unusable: {error.what}"
 
 
 def _method(name: str) -> str:
@@ -53,3 +63,6 @@ def _dataset(name: str) -> str:
         on_request = "" if target.default and not target.sanity else ", on request"
         shown.append(f"{target.name} ({target.kind}{on_request})")
     return f"targets: {', '.join(shown)}"
+
+
+DESCRIBE: dict[str, Callable[[str], str]] = {"methods": _method, "tasks": _task, "datasets": _dataset}
