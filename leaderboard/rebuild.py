@@ -85,7 +85,7 @@ def _metric(values: dict[str, Any]) -> Metric:
 def _sources(task: str) -> str:
     """Digest of the code that turns predictions into numbers."""
     plugin = plugins.package_folder("tasks", task)
-    core = [_PACKAGE / "metrics", _PACKAGE / "statistics.py", _PACKAGE / "task.py"]
+    core = [_PACKAGE / name for name in ("metrics", "statistics.py", "label_scores.py", "task.py")]
     return digest_sources(*core, *([plugin] if plugin else []))
 
 

@@ -78,6 +78,8 @@ class Classification(Task):
 
     def predict(self, context: Context, cell: Cell, fitted: Fitted) -> Predictions:
         target, ids = context.dataset.target(cell.target), context.dataset.ids(cell.target, "test")
+        if not ids:
+            raise NotApplicable("the target has no test images")
         return label_scores.predictions(
             ids, target.classes, fitted.probabilities(ids), exclusive=target.kind == "exclusive", probabilities=True,
             thresholds=fitted.thresholds, macro_classes=fitted.macro_classes)

@@ -69,6 +69,8 @@ class ZeroShot(Task):
 
     def predict(self, context: Context, cell: Cell, fitted: Fitted) -> Predictions:
         target, ids = context.dataset.target(cell.target), context.dataset.ids(cell.target, "test")
+        if not ids:
+            raise NotApplicable("the target has no test images")
         joint = context.features.images(context.dataset, ids, context.report).joint
         if joint is None:
             raise NotApplicable(f"{cell.method} has no joint image vectors")
