@@ -59,7 +59,7 @@ class Finding:
     @property
     def diameter(self) -> float:
         """Diameter of a nodule in centimetres."""
-        return round(1.4 + 1.6 * self.extent, 1)
+        return round(1.6 + 1.4 * self.extent, 1)
 
 
 # ------------------------------------------------------------------------------------------ occurrence
@@ -200,7 +200,7 @@ def _effusion(thorax: Thorax, finding: Finding) -> Array:
     """Fluid from the costophrenic angle upwards with a meniscus that climbs the chest wall."""
     f, side = thorax.frame, finding.side
     a, t = thorax.from_midline(side), thorax.depth(side)
-    top = thorax.base(side) + thorax.patient.dome * 0.75 - (0.015 + 0.30 * finding.extent**1.4)
+    top = thorax.base(side) + thorax.patient.dome * 0.75 - (0.008 + 0.29 * finding.extent**1.5)
     across = np.clip((a - 0.05) / (thorax.patient.width - 0.05), 0, 1)
     surface = top + (0.03 + 0.06 * finding.extent) * (1 - across**2) - 0.05 * smoothstep((across - 0.80) / 0.2)
     cover = f.edge(f.y - surface, 0.02) * thorax.lung[side]
@@ -214,7 +214,7 @@ def _pneumothorax(thorax: Thorax, finding: Finding) -> Array:
     """Air outside a collapsed lung: no vessels, a thin pleural line; widest at the apex."""
     f, side = thorax.frame, finding.side
     a, t = thorax.from_midline(side), thorax.depth(side)
-    width = 0.030 + 0.13 * finding.extent
+    width = 0.022 + 0.12 * finding.extent
     drop = 1.3 * width / (thorax.base(side) - thorax.patient.apex)
     lower = (t - drop) / (1 - drop)  # depth in the lung that is left
     gap = width * (1.0 - (1 - 0.4 * finding.extent) * smoothstep((t - 0.1) / (0.5 + 0.5 * finding.extent)))
@@ -222,11 +222,11 @@ def _pneumothorax(thorax: Thorax, finding: Finding) -> Array:
     free = f.edge(-inside, 0.0)
     cover = free * thorax.lung[side] * (1 - thorax.mediastinum)
     thorax.water = thorax.water * (1 - cover)
-    thorax.air = np.maximum(thorax.air, cover * np.minimum(thorax.air + 0.25, 1.1))
+    thorax.air = np.maximum(thorax.air, cover * np.minimum(thorax.air + 0.20, 1.1))
     collapsed = thorax.lung[side] * (1 - free)
     _fill(thorax, collapsed, 0.30 * finding.extent)
     line = np.exp(-((inside / 0.005) ** 2)) * thorax.lung[side] * (1 - thorax.mediastinum)
-    thorax.water = thorax.water + 0.11 * finding.contrast * line
+    thorax.water = thorax.water + 0.09 * finding.contrast * line
     return cover
 
 
@@ -304,7 +304,7 @@ def _nodule(thorax: Thorax, finding: Finding) -> Array:
     x, y = thorax.point(side, rng.uniform(*depth), rng.uniform(*across))
     radius = finding.diameter * CM / 2
     cover = thorax.frame.ellipse(x, y, radius * 1.08, radius / 1.08, rng.uniform(0, 3), 0.004)
-    thorax.water = thorax.water + 0.22 * cover * finding.contrast
+    thorax.water = thorax.water + 0.34 * cover * finding.contrast
     return cover
 
 
@@ -319,8 +319,8 @@ def _fracture(thorax: Thorax, finding: Finding) -> Array:
             a = place * float(thorax.wall(max(float(thorax.height(y, side)), 0.02)) + 0.012)
             y = float(thorax.rib(side, number, place))
         x = SIDES[side] * a
-    callus = thorax.frame.ellipse(x, y + slip / 2, 0.030, 0.018, blur=0.01)
-    thorax.water = thorax.water + 0.14 * callus * finding.contrast
+    callus = thorax.frame.ellipse(x, y + slip / 2, 0.038, 0.022, blur=0.01)
+    thorax.water = thorax.water + 0.28 * callus * finding.contrast
     return thorax.frame.ellipse(x, y + slip / 2, 0.035, 0.03)
 
 
