@@ -208,3 +208,25 @@ def test_the_supervised_reference_is_trained_in_linear_mode_too(make_context, to
     assert outcome.details["steps"] == 10  # one epoch of 80 images in batches of 8
     assert "penalty" not in outcome.details
     assert by_name(outcome.metrics)["auroc_macro"].value is not None
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("target", ["nih14", "rsna_3class"])
+def test_real_radiographs_against_scikit_learn_on_the_saved_table(realdata, make_context, cell_of, tmp_path, target):
+    from prior_bench.datasets.nih import Nih
+    from prior_bench.methods.reference.thumbnail import Thumbnail
+    from prior_bench.recipes import ImageEncoderSpec, Recipe
+
+    dataset = Nih(root=realdata / Nih.folder, cache=tmp_path)
+    context = make_context(dataset, Thumbnail(Recipe(image=ImageEncoderSpec(size=64))))
+    outcome = evaluate(TASK, context, cell_of(TASK, dataset, target, "linear", 1.0))
+    metrics, rows = by_name(outcome.metrics), outcome.predictions.table.to_pandas()
+    assert list(rows["image"]) == dataset.ids(target, "test")
+    aurocs = []
+    for name in outcome.predictions.extra["classes"]:
+        known = rows[rows[f"label_{name}"].notna()]
+        if metrics[f"auroc_{name}"].counts["in_macro"]:
+            aurocs.append(sk.roc_auc_score(known[f"label_{name}"], known[f"score_{name}"]))
+            assert metrics[f"auroc_{name}"].value == pytest.approx(aurocs[-1])
+            assert known.loc[known[f"label_{name}"] == 1, "group"].nunique() >= 5
+    assert metrics["auroc_macro"].value == pytest.approx(np.mean(aurocs))
