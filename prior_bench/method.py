@@ -70,6 +70,7 @@ class Method(nn.Module, ABC):
     trains_on_target: ClassVar[bool] = False  # the supervised ceiling: tasks train the whole encoder from scratch
     recipe_class: ClassVar[type[Recipe]]
     image_input: ImageInput
+    patch: int = 1  # sides of the images that `encode_image` and `pyramid` take are multiples of it; dense tasks round
 
     # --------------------------------------------------------------------------------------- building
 

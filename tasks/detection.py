@@ -1,9 +1,9 @@
 """Detection: a YOLOv3 of MMDetection trained on the pyramid of a method.
 
 Protocol version 1, profile `standard`: YOLOv3 head on strides 8, 16 and 32, AdamW 5e-4 with weight decay 1e-6, 5 %
-warm-up, then cosine; size, width, batch and steps by the dataset's budget; the encoder `frozen` (default) or `finetune`;
-no augmentation. No score threshold, NMS at IoU 0.5, at most 100 boxes an image; images without boxes stay. Of the
-validations, the weights with the best `map_50_95` are kept. Metrics are taken in source pixels.
+warm-up, then cosine; size, width, batch and steps by the dataset's budget; the encoder `frozen` (default) or
+`finetune`; no augmentation. No score threshold, NMS at IoU 0.5, at most 100 boxes an image; images without boxes stay.
+Of the validations, the weights with the best `map_50_95` are kept. Metrics are taken in source pixels.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class Detection(Task):
         data = detector.BoxDataset(images, ids, classes)
         for id, sample in zip(ids, dense.predict(fitted, data), strict=True):
             found, scores, labels = detector.found_boxes(sample)
-            rows.append({"image": id, "boxes": images.geometry(id).boxes_back(found).tolist(), "scores": scores.tolist(),
-                         "labels": labels.tolist()})
+            boxes = images.geometry(id).boxes_back(found)
+            rows.append({"image": id, "boxes": boxes.tolist(), "scores": scores.tolist(), "labels": labels.tolist()})
         table = pa.Table.from_pylist(rows, schema=pa.schema([
             ("image", pa.string()), ("boxes", pa.list_(pa.list_(pa.float32()))), ("scores", pa.list_(pa.float32())),
             ("labels", pa.list_(pa.int16()))]))

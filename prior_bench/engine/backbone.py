@@ -27,7 +27,7 @@ Training = Literal["frozen", "finetune", "scratch"]
 
 @MODELS.register_module()
 class MethodBackbone(BaseModule):
-    """A method's pyramid as a backbone: (B, channels, H, W) normalised, H and W multiples of 32, to maps (B, C_i, H/s, W/s).
+    """A method's pyramid as a backbone: (B, channels, H, W) normalised to (B, C_i, H/s, W/s); sides divide by 32.
 
     Args:
         method: the encoder. It is used as it is when frozen, and copied when trained, so that each cell starts anew.
@@ -84,7 +84,7 @@ class MethodBackbone(BaseModule):
 
     def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
         height, width = images.shape[-2:]
-        patch = getattr(self.method, "patch", 1)
+        patch = self.method.patch
         if height % patch or width % patch:
             rounded = [max(1, round(side / patch)) * patch for side in (height, width)]
             images = F.interpolate(images, rounded, mode="bilinear", antialias=True)
@@ -99,7 +99,7 @@ class MethodBackbone(BaseModule):
         new = [i for i, key in enumerate(keys) if key not in memory]
         fresh: dict[str, tuple[Tensor, ...]] = {}
         if new:
-            encoded = [level.permute(0, 2, 3, 1) for level in self._encode(images[new])]  # channels last, as heads want them
+            encoded = [level.permute(0, 2, 3, 1) for level in self._encode(images[new])]  # channels last, for the head
             fresh = {keys[i]: tuple(level[row] for level in encoded) for row, i in enumerate(new)}
             if self._kept < self._keep:
                 memory |= {key: tuple(t.clone() for t in maps) for key, maps in fresh.items()}

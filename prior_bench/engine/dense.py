@@ -76,8 +76,8 @@ def source_size(dataset: Dataset, image_id: str) -> tuple[int, int]:
     if record.path is not None and type(dataset).read_image is Dataset.read_image:
         from PIL import Image
 
-        with Image.open(record.path) as image:
-            return image.height, image.width
+        with Image.open(record.path) as file:
+            return file.height, file.width
     image = dataset.read_image(record)
     return image.height, image.width
 
@@ -136,7 +136,7 @@ class TrainedHead:
 
 
 def training_of(method: Method, mode: str) -> Training:
-    """How the encoder takes part: by the cell's mode, except for a method whose encoder learns from the target alone."""
+    """How the encoder takes part: by the cell's mode, but from scratch where a method learns from the target alone."""
     if method.trains_on_target:
         return "scratch"
     return "finetune" if mode == "finetune" else "frozen"
@@ -202,7 +202,7 @@ def predict(trained: TrainedHead, data: BaseDataset) -> Iterator[Any]:
 
 
 class KeepBest(Hook):
-    """Keeps in memory the trained weights of the best validation, the later of equals; an undefined value is the worst."""
+    """Keeps in memory the trained weights of the best validation, the later of equals; undefined is the worst."""
 
     def __init__(self, metric: str):
         self.metric = metric
@@ -213,12 +213,12 @@ class KeepBest(Hook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         value = (metrics or {})[self.metric]
-        defined = not isnan(value)
-        self.history.append({"step": runner.iter, self.metric: value if defined else None})
-        if (value if defined else float("-inf")) >= self._best:
-            self._best = value if defined else float("-inf")
-            self.step = runner.iter
-            self._weights = {name: tensor.detach().clone() for name, tensor in _trained_state(runner.bare_model).items()}
+        self.history.append({"step": runner.iter, self.metric: None if isnan(value) else value})
+        rank = float("-inf") if isnan(value) else value
+        if rank >= self._best:
+            self._best, self.step = rank, runner.iter
+            state = _trained_state(runner.bare_model)
+            self._weights = {name: tensor.detach().clone() for name, tensor in state.items()}
 
     def restore(self, model: BaseModel) -> None:
         state = model.state_dict()
@@ -265,7 +265,7 @@ def _memory_error(model: BaseModel, data: BaseDataset, context: Context, budget:
     model.zero_grad(set_to_none=True)
     fits = batch_that_fits(budget.batch, attempt)
     fix = ("use a device with more memory or a smaller encoder" if fits is None else
-           f"a batch of {fits} fits, but the batch belongs to the protocol: use a device with more memory, or a dataset "
-           f"class with that batch in its budget")
+           f"a batch of {fits} fits, but the batch belongs to the protocol: use a device with more memory, or give the "
+           f"dataset's class a budget with that batch")
     return UserError(f"out of memory in training a dense head with a batch of {budget.batch} at {budget.size} px",
                      where=f"budget of the dataset {context.dataset.name}", fix=fix)

@@ -36,7 +36,7 @@ _ANCHOR_SIZE = 416
 
 @dataclass(frozen=True, slots=True)
 class Suppression:
-    """From candidates to detections: the best `candidates` by score, NMS per class at `iou`, at most `boxes` an image."""
+    """From candidates to detections: the best `candidates` by score, NMS per class at `iou`, the best `boxes`."""
 
     candidates: int
     iou: float
@@ -46,8 +46,8 @@ class Suppression:
 class RankedYOLOV3Head(YOLOV3Head):
     """MMDetection's head with its last layer in float32 and its candidates ranked by the score that they leave with.
 
-    In bf16 scores would tie and boxes shift by a pixel. MMDetection picks candidates by class probability and multiplies
-    objectness in later; without a score threshold that would keep boxes of no object.
+    In bf16 scores would tie and boxes shift by a pixel. MMDetection picks candidates by class probability and
+    multiplies objectness in later; without a score threshold that would keep boxes of no object.
     """
 
     def forward(self, x: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...]]:

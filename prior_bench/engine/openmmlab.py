@@ -101,7 +101,7 @@ def install_operators() -> Literal["compiled", "torchvision"]:
 
 
 class _StandIn(types.ModuleType):
-    """In the place of mmcv's compiled extension: the functions that torchvision can compute, and errors for the rest."""
+    """In the place of mmcv's compiled extension: what torchvision can compute, and an error for the rest."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__"):
@@ -228,7 +228,7 @@ def family() -> Literal["onedl", "upstream"]:
     if onedl and upstream:
         raise UserError("both families of OpenMMLab packages are installed into the same folders",
                         where=", ".join(onedl + upstream), expected="the onedl- packages, or upstream's, not both",
-                        fix=f"pip uninstall -y {' '.join(upstream + onedl)}, then pip install {' '.join(ONEDL.values())}")
+                        fix=f"pip uninstall -y {' '.join(upstream + onedl)}; pip install {' '.join(ONEDL.values())}")
     if not onedl and not upstream:
         raise UserError("no OpenMMLab package is installed", expected=", ".join(ONEDL.values()),
                         fix=f"pip install {' '.join(ONEDL.values())}")

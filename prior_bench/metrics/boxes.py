@@ -29,7 +29,7 @@ _CHUNK = 16  # draws worked on at once: memory is detections x chunk
 
 @dataclass(frozen=True, slots=True)
 class ImageBoxes:
-    """One image's detections and truth: `boxes` (n, 4) xyxy, `scores` (n,), `labels` (n,); `truth` (m, 4), `truth_labels` (m,)."""
+    """One image: `boxes` (n, 4) xyxy with `scores` (n,), `labels` (n,); `truth` (m, 4) with `truth_labels` (m,)."""
 
     boxes: np.ndarray
     scores: np.ndarray
@@ -42,7 +42,7 @@ class ImageBoxes:
 class Matches:
     """One class: its detections over all images by falling score, and the number of true boxes of each image.
 
-    `scores` (D,), `image` (D,) row of the image, `hit` (T, D) whether it matches a box at each of `IOUS`, `truths` (N,).
+    `scores` (D,), `image` (D,) row of the image, `hit` (T, D): it matches a box at each of `IOUS`, `truths` (N,).
     """
 
     scores: np.ndarray
@@ -99,7 +99,7 @@ def _hits(overlap: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """One class in some draws: `weights` (B, D) of its detections, their running sum `seen` (B, D), `truths` and `images` (B,)."""
+    """One class in B draws: `weights` (B, D) of detections, their running sum `seen`; `truths`, `images` (B,)."""
 
     matches: Matches
     weights: np.ndarray

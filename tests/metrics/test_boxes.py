@@ -28,7 +28,8 @@ def random_images(rng, n=12, classes=3):
         near = np.repeat(truth, rng.integers(0, 3), axis=0)
         boxes = np.concatenate([near + rng.uniform(-2, 2, near.shape), random_boxes(rng, rng.integers(0, 6))])
         labels = rng.integers(0, classes, len(truth))
-        guesses = np.concatenate([np.repeat(labels, len(near) // max(len(truth), 1)), rng.integers(0, classes, len(boxes))])
+        right = np.repeat(labels, len(near) // max(len(truth), 1))
+        guesses = np.concatenate([right, rng.integers(0, classes, len(boxes))])
         images.append(ImageBoxes(boxes, rng.permutation(1000)[: len(boxes)] / 1000 + rng.uniform(0, 1e-4, len(boxes)),
                                  guesses[: len(boxes)], truth, labels))
     return images
@@ -51,8 +52,8 @@ def coco(images, classes, ious):
                        "categories": [{"id": c} for c in range(classes)]}
         api.createIndex()
         results = COCO()
-        results.dataset = api.dataset | {"annotations": [f | {"id": n, "area": f["bbox"][2] * f["bbox"][3], "iscrowd": 0}
-                                                         for n, f in enumerate(found, 1)]}
+        results.dataset = api.dataset | {"annotations": [
+            f | {"id": n, "area": f["bbox"][2] * f["bbox"][3], "iscrowd": 0} for n, f in enumerate(found, 1)]}
         results.createIndex()
         evaluation = COCOeval(api, results, "bbox")
         evaluation.params.iouThrs = ious
