@@ -43,6 +43,7 @@ class Display:
         self.states = {cell: State() for cell in grid.cells}
         self.seconds: dict[tuple[str, str], list[float]] = defaultdict(list)  # by task and mode, of finished cells
         self.weights_line = ""
+        self._phase: tuple[str, str, float, float] = ("", "", 0.0, 0.0)  # weights, phase, its start, its first share
         for cell in grid.cells:
             if grid.done(cell):
                 assert cell.weights.digest is not None
@@ -58,7 +59,12 @@ class Display:
     # what execution tells
 
     def weights(self, weights: Weights, phase: str, share: float, text: str) -> None:
-        self.weights_line = f"{weights.title}: {phase} {share:.0%} {text}".rstrip()
+        if self._phase[:2] != (weights.title, phase):
+            self._phase = (weights.title, phase, perf_counter(), share)
+        _, _, start, first = self._phase
+        left = (perf_counter() - start) * (1 - share) / (share - first) if share > first else 0.0
+        parts = [f"{weights.title}: {phase} {share:.0%}", text, f"about {duration(left)} left" if left else ""]
+        self.weights_line = ", ".join(part for part in parts if part)
 
     def progress(self, cell: PlannedCell, phase: str, share: float) -> None:
         self.weights_line = ""

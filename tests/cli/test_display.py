@@ -62,7 +62,7 @@ def test_live_table(planned):
     console = Console(file=io.StringIO(), width=200)
     console.print(display._table())
     text = console.file.getvalue()
-    for part in ("toy-task linear", "fit 25%", "0/6 cells", "stage 1 50% loss 3.0, 80 images/s", "10%"):
+    for part in ("toy-task linear", "fit 25%", "0/6 cells", "stage 1 50%, loss 3.0, 80 images/s", "10%"):
         assert part in text
 
 
