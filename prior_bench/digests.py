@@ -37,7 +37,7 @@ def digest_array(array: Any) -> str:
 
 
 def digest_file(path: Path, memo: Path | None = None) -> str:
-    """Digest of a file's bytes. With `memo` (a folder) it is remembered by path, size and time and taken again on change."""
+    """Digest of a file's bytes; with `memo` (a folder) remembered by path, size and time, renewed on change."""
     path = Path(path)
     stat = path.stat()
     note = None

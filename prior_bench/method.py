@@ -38,7 +38,7 @@ class ImageFeatures:
 
 @dataclass(frozen=True, slots=True)
 class TextFeatures:
-    """`joint` (B, D) unit length; `sentences` (B, S, D) with `sentence_mask` (B, S) bool; `words` (B, L, D) with `word_mask`."""
+    """`joint` (B, D) unit length; `sentences` (B, S, D), `sentence_mask` (B, S); `words` (B, L, D), `word_mask`."""
 
     joint: Tensor
     sentences: Tensor | None = None
@@ -60,7 +60,7 @@ Batch = Mapping[str, Any]
 
 
 class Method(nn.Module, ABC):
-    """Base of every method. Images are uint8 (B, 1, H, W) everywhere outside; `normalise` makes them what the encoder wants."""
+    """Base of every method. Outside it images are uint8 (B, 1, H, W); `normalise` makes them what the encoder wants."""
 
     name: ClassVar[str]
     title: ClassVar[str] = ""
@@ -77,16 +77,16 @@ class Method(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def from_recipe(cls, recipe: Recipe, texts: Iterable[str] | None = None, tokenizer: Path | None = None) -> Method:
-        """A freshly initialised method. The vocabulary is built from `texts` (training reports) or read from `tokenizer`,
-        the folder that `save_tokenizer` wrote; recipes that name a hub tokenizer need neither."""
+        """A freshly initialised method. Its vocabulary is built from `texts` (training reports) or read from `tokenizer`,
+        a folder that `save_tokenizer` wrote; recipes that name a hub tokenizer need neither."""
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer's files beside the weights; nothing for a vision-only method."""
 
     def adapt_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The state dict of a file by the method's authors under this module's own names; unknown keys stay as they are.
+        """The state dict of a file of the method's authors under this module's names; unknown keys stay as they are.
 
-        Modules are called `image_encoder` and `text_encoder`; `weights.load_checkpoint` counts every other key as heads.
+        Modules are called `image_encoder` and `text_encoder`; `weights.load_checkpoint` counts other keys as heads.
         """
         return state
 
@@ -102,7 +102,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Feature maps (B, C_i, H_i, W_i) of strides 4, 8, 16 and 32 of normalised images, as near as the encoder gives."""
+        """Maps (B, C_i, H_i, W_i) of strides 4, 8, 16 and 32 of normalised images, as near as the encoder gives."""
 
     @property
     @abstractmethod
@@ -114,7 +114,7 @@ class Method(nn.Module, ABC):
         return None
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 (B, 1, H, W) grey values to float (B, channels, H, W): scaled to 0..1, repeated, minus mean, over std."""
+        """uint8 (B, 1, H, W) grey values to float (B, channels, H, W): on 0..1, repeated, minus mean, over std."""
         spec = self.image_input
         x = images.float().div_(255.0).expand(-1, spec.channels, -1, -1)
         mean = torch.tensor(spec.mean, device=x.device).view(1, -1, 1, 1)
@@ -124,7 +124,7 @@ class Method(nn.Module, ABC):
     # --------------------------------------------------------------------------------------- training
 
     def view(self, study: StudyView, rng: np.random.Generator) -> Sample:
-        """One training sample of a study, drawn with `rng`; runs in loader workers, so it tokenises and augments here."""
+        """One training sample of a study, drawn with `rng`, tokenised and augmented; runs in loader workers."""
         raise TypeError(f"{self.name} does not pre-train")
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
@@ -132,7 +132,7 @@ class Method(nn.Module, ABC):
         raise TypeError(f"{self.name} does not pre-train")
 
     def losses(self, batch: Batch, progress: float) -> dict[str, tuple[float, Tensor]]:
-        """Loss terms by their name in the paper: {name: (weight, scalar)}; `progress` in [0, 1) is the share of steps done.
+        """Loss terms by their paper names: {name: (weight, scalar)}; `progress` in [0, 1) is the share of steps done.
 
         Reached only through `forward(batch, progress)`, or DistributedDataParallel would not synchronise gradients.
         """

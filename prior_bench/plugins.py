@@ -69,7 +69,8 @@ def add_file(path: Path) -> list[str]:
         raise UserError("the plug-in file does not exist", where=str(path), fix="give --plugin the path of a .py file")
     name = f"prior_bench_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

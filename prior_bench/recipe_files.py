@@ -1,5 +1,6 @@
-"""Reads recipe files as plain values: which recipes there are, `extends:`, overrides. Planning uses it without pydantic,
-and `recipes.load` validates what it returns.
+"""Reads recipe files as plain values: which recipes there are, `extends:`, overrides.
+
+Planning uses it without pydantic, and `recipes.load` validates what it returns.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ REPORT_EVERY = 64  # images
 _SHOWN = 20  # bad files that an error lists
 
 
-class BadImage(UserError):  # noqa: N818 (the file is bad, the name says so)
+class BadImage(UserError):
     """A file that is no usable image; `reason` is the short form for lists."""
 
     def __init__(self, path: Path, reason: str, fix: str):
