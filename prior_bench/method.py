@@ -77,8 +77,8 @@ class Method(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def from_recipe(cls, recipe: Recipe, texts: Iterable[str] | None = None, tokenizer: Path | None = None) -> Method:
-        """A freshly initialised method. Its vocabulary is built from `texts` (training reports) or read from `tokenizer`,
-        a folder that `save_tokenizer` wrote; recipes that name a hub tokenizer need neither."""
+        """A freshly initialised method. Its vocabulary is built from `texts` (training reports) or read from the folder
+        `tokenizer` that `save_tokenizer` wrote; recipes that name a hub tokenizer need neither."""
 
     def save_tokenizer(self, folder: Path) -> None:
         """Write the tokenizer's files beside the weights; nothing for a vision-only method."""
