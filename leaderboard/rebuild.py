@@ -20,7 +20,7 @@ import numpy as np
 import prior_bench
 from prior_bench import plugins
 from prior_bench.digests import digest_json, digest_sources
-from prior_bench.results import predictions_path, read_predictions
+from prior_bench.results import check_predictions, read_predictions
 from prior_bench.statistics import group_draws
 from prior_bench.types import Metric, Result
 
@@ -92,9 +92,7 @@ def _sources(task: str) -> str:
 def _groups(folder: Path, result: Result) -> set[str]:
     import pyarrow.parquet
 
-    path = predictions_path(folder, result.cell)
-    if not path.is_file():
-        read_predictions(folder, result)  # raises the error that says what to do
+    path = check_predictions(folder, result)
     return set(pyarrow.parquet.read_table(path, columns=["group"])["group"].to_pylist())
 
 

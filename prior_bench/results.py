@@ -158,19 +158,24 @@ def read_result(path: Path) -> Result:
     return result
 
 
-def read_predictions(folder: Path, result: Result) -> Predictions:
-    """The predictions of a result with status `done`."""
-    import pyarrow.parquet
-
-    from prior_bench.task import Predictions
-
+def check_predictions(folder: Path, result: Result) -> Path:
+    """The Parquet file of a result with status `done`, after a look at its digest."""
     path = predictions_path(folder, result.cell)
     fix = f"delete {result_path(folder, result.cell).name} and run the cell again"
     if not path.is_file():
         raise UserError("the predictions of a result are missing", where=str(path), fix=fix)
     if digest_file(path) != result.provenance.get("predictions"):
         raise UserError("the predictions are not those of the result (another digest)", where=str(path), fix=fix)
-    table = pyarrow.parquet.read_table(path)
+    return path
+
+
+def read_predictions(folder: Path, result: Result) -> Predictions:
+    """The predictions of a result with status `done`."""
+    import pyarrow.parquet
+
+    from prior_bench.task import Predictions
+
+    table = pyarrow.parquet.read_table(check_predictions(folder, result))
     extra = json.loads((table.schema.metadata or {}).get(_EXTRA, b"{}"))
     return Predictions(table.replace_schema_metadata(None), extra)
 

@@ -159,6 +159,15 @@ def test_stored_numbers_are_not_believed(tmp_path):
     assert "stored error differ" in warnings[0]
 
 
+def test_changed_predictions_are_found_even_if_remembered(tmp_path):
+    store(tmp_path, cell("ours"), 0.5)
+    write(tmp_path)
+    path = results.predictions_path(tmp_path, cell("ours"))
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(UserError, match="another digest"):
+        write(tmp_path)
+
+
 def test_earlier_weights_and_data_are_left_out(tmp_path):
     store(tmp_path, cell("ours", weights_digest="old"), 0.9, "2026-01-01")
     store(tmp_path, cell("ours", weights_digest="new"), 0.5, "2026-01-02")
