@@ -209,6 +209,23 @@ def test_a_cell_in_flight_elsewhere_comes_last(request_):
     assert [c.plan for c in listener.done] == [c.plan for c in [*planned.cells[1:], first]]
 
 
+@pytest.mark.parametrize("given", ["w", "w/weights.safetensors"])
+def test_weights_of_ours_stand_in_place_of_pretraining(request_, tmp_path, given):
+    from prior_bench import recipe_files, recipes, weights
+
+    kind = plugins.load("methods", "prior")
+    recipe = recipes.load(recipe_files.recipe_file("prior"), "small", kind.recipe_class)
+    made = weights.new_method(kind, recipe, 0, ["No acute disease.", "The heart is enlarged."])
+    weights.save_weights(tmp_path / "w", made, recipe, {})
+    request = replace(request_, methods=("prior",), weights=tmp_path / given, fractions=(1.0,))
+    assert grid.plan(request).cells[0].weights.digest is None
+    run(request)
+    (result,) = results.read_results(request.output)
+    assert result.cell.pretrain_source == f"file:{Path(given).name}"
+    assert result.cell.weights_digest == weights.weights_digest(tmp_path / given)
+    assert grid.plan(request).missing == []
+
+
 # ---------------------------------------------------------------------------------------- bad images
 
 
