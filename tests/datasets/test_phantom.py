@@ -380,3 +380,14 @@ def test_the_cache_is_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.delenv(store.CACHE_VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert store.default_cache() == tmp_path / "prior-bench"
+
+
+def test_a_script_without_a_main_guard_ends_with_the_reason(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("from pathlib import Path\n"
+                      "from prior_bench.datasets.phantom import store\n"
+                      "from prior_bench.datasets.phantom.studies import Size\n"
+                      f"store.open_store({SMALL!r}, Path('made'), processes=2)\n")
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "__main__" in done.stderr

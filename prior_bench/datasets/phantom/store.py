@@ -57,11 +57,21 @@ def open_store(size: Size, folder: Path, processes: int | None = None) -> Store:
     from filelock import FileLock
 
     if not folder.is_dir():
+        _check_main_guard(folder)
         _check_writable(size, folder.parent)
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():
                 _make(size, folder, processes)
     return Store(folder, size)
+
+
+def _check_main_guard(folder: Path) -> None:
+    """Refuse a worker of our own pool that runs its parent's script again, as it does where that has no main guard: it
+    would wait for the parent's lock, and the parent for it. (multiprocessing marks such a worker as `_inheriting`.)"""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise UserError("the phantom is made by several processes, each of which runs your script", where=str(folder),
+                        fix="put the script's code under `if __name__ == '__main__':`, or make the phantom first with "
+                        "`prior-bench data show phantom`")
 
 
 def _check_writable(size: Size, parent: Path) -> None:
