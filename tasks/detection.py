@@ -79,7 +79,8 @@ class Detection(Task):
                 validation=detector.BoxDataset(images, validation, classes),
                 metric=detector.BoxMetric(images, classes, boxes), select=self.main_metric,
                 optimisation=dense.Optimisation(lambda step, steps: warmup_cosine(step, steps, WARMUP),
-                                                WEIGHT_DECAY, LR))
+                                                WEIGHT_DECAY, LR),
+                augmented=False)
         labels = np.concatenate([boxes(i).labels for i in ids])
         trained.details["train_boxes"] = {c: int((labels == n).sum()) for n, c in enumerate(classes)}
         return trained

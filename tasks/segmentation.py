@@ -43,6 +43,7 @@ class Segmentation(Task):
     def settings(self, dataset: type[Dataset], target: Target, mode: str, profile: str) -> dict[str, Any]:
         return {
             "budget": asdict(dataset.budget.segmentation), "head": "UPerHead, pools 1 2 3 6, dropout 0.1, batch norm",
+            "start": "foreground probability 0.1, deviation 0.1",
             "loss": "cross-entropy + Dice", "optimiser": "AdamW", "lr": LR, "weight_decay": WEIGHT_DECAY,
             "warmup": WARMUP, "schedule": f"poly {POWER}", "encoder_rate": {"frozen": 0, "finetune": 0.1}[mode],
             "augmentation": {"scale": [0.9, 1.1], "rotation": 10, "brightness": 0.1, "contrast": 0.1},
@@ -76,7 +77,8 @@ class Segmentation(Task):
                 validation=segmentor.MaskDataset(images, validation),
                 metric=segmentor.OverlapMetric(images, mask), select=self.main_metric,
                 optimisation=dense.Optimisation(lambda step, steps: warmup_poly(step, steps, WARMUP, POWER),
-                                                WEIGHT_DECAY, LR))
+                                                WEIGHT_DECAY, LR),
+                augmented=True)
         trained.details["train_positives"] = sum(bool((mask(i) == 1).any()) for i in ids)
         return trained
 

@@ -45,7 +45,7 @@ class MethodBackbone(BaseModule):
         self.levels = tuple(levels)
         self.out_channels = tuple(method.pyramid_channels[i] for i in levels)
         self._memory: dict[str, tuple[Tensor, ...]] | None = None
-        self._keep, self._kept = keep, 0
+        self._keep, self._kept, self._training_too = keep, 0, False
         self.train()
 
     def init_weights(self) -> None:
@@ -68,15 +68,18 @@ class MethodBackbone(BaseModule):
         if self.kind != "frozen":
             return self._encode(images)
         with torch.no_grad():
-            return self._encode(images) if self._memory is None else self._recall(images)
+            come_again = self._memory is not None and (self._training_too or not self.training)
+            return self._recall(images) if come_again else self._encode(images)
 
     @contextmanager
-    def remembering(self) -> Iterator[None]:
+    def remembering(self, training_too: bool = False) -> Iterator[None]:
         """Inside, a frozen encoder keeps the maps of each image it meets, and gives them when it meets it again.
 
         Validation asks ten times for the same images. The key is the image's content, so nothing else can be given.
+
+        Args: training_too: also in training mode; useful where nothing is augmented.
         """
-        self._memory, self._kept = {}, 0
+        self._memory, self._kept, self._training_too = {}, 0, training_too
         try:
             yield
         finally:

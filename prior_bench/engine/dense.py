@@ -143,13 +143,15 @@ def training_of(method: Method, mode: str) -> Training:
 
 
 def train(context: Context, cell: Cell, budget: DenseBudget, build: Callable[[], BaseModel], data: BaseDataset,
-          validation: BaseDataset, metric: BaseMetric, select: str, optimisation: Optimisation) -> TrainedHead:
+          validation: BaseDataset, metric: BaseMetric, select: str, optimisation: Optimisation,
+          augmented: bool) -> TrainedHead:
     """Train a model of MMSegmentation or MMDetection whose backbone is a `MethodBackbone`.
 
     Args:
         build: makes the model; called after the global state was seeded with the cell's head seed.
         data: training samples; `validation`: those that `metric` is computed on.
         select: the name of the metric whose best value chooses the weights; larger is better.
+        augmented: no training image comes twice, so its features need not be kept.
 
     Raises: UserError where memory runs out; it names the batch that fits.
     """
@@ -170,7 +172,7 @@ def train(context: Context, cell: Cell, budget: DenseBudget, build: Callable[[],
         val_evaluator=Evaluator(metric), default_scope="mmengine",
         custom_hooks=[Schedule(lambda step: factor(step, steps)), best, progress])
     try:
-        with backbone.remembering():
+        with backbone.remembering(training_too=not augmented):
             runner.train()
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

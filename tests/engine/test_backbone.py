@@ -126,7 +126,7 @@ def test_remembered_maps_are_the_same_and_encoded_once():
     first, others = images(4), images(6)[4:]
     plain = backbone(first)
     method.calls = 0
-    with backbone.remembering():
+    with backbone.remembering(training_too=True):
         for _ in range(3):
             again = backbone(first)
             mixed = backbone(torch.cat([others, first[:1]]))
@@ -139,9 +139,18 @@ def test_remembered_maps_are_the_same_and_encoded_once():
     assert method.calls == 10
 
 
+def test_augmented_training_images_are_not_remembered():
+    method = Convolutional()
+    backbone = MethodBackbone(method)
+    with backbone.remembering():
+        for mode in (True, False, True, False):
+            backbone.train(mode)(images(2))
+    assert method.calls == 3 * 2
+
+
 def test_memory_is_bounded():
     method = Convolutional()
-    backbone = MethodBackbone(method, keep=0)
+    backbone = MethodBackbone(method, keep=0).eval()
     with backbone.remembering():
         for _ in range(3):
             backbone(images(3))

@@ -263,7 +263,7 @@ def fit(context, mode="frozen", steps=3):
             data=segmentor.MaskDataset(images, ids, context.dataset.mask, np.random.default_rng(0)),
             validation=segmentor.MaskDataset(images, ids), metric=segmentor.OverlapMetric(images, context.dataset.mask),
             select="dice_foreground_image_mean",
-            optimisation=dense.Optimisation(lambda step, steps: 1.0, weight_decay=0.0, lr=1e-2))
+            optimisation=dense.Optimisation(lambda step, steps: 1.0, weight_decay=0.0, lr=1e-2), augmented=True)
 
 
 def test_the_encoder_trains_by_mode(context):
@@ -294,9 +294,15 @@ def test_the_best_validation_is_kept(context):
     assert again == pytest.approx(values[best], abs=1e-6)
 
 
-def test_training_repeats_itself(context):
-    first, second = fit(context()).details["validation"], fit(context()).details["validation"]
-    assert first == second
+def test_training_repeats_itself_and_says_nothing(context, capfd):
+    first, second = fit(context()), fit(context())
+    assert first.details["validation"] == second.details["validation"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_last_layer_starts_from_a_low_foreground_probability(context):
+    layer = fit(context(), steps=3).model.decode_head.conv_seg
+    assert layer.bias.sigmoid().item() == pytest.approx(segmentor.PRIOR, abs=0.01)
 
 
 def test_out_of_memory_names_the_batch_that_fits(context, monkeypatch):
