@@ -39,6 +39,10 @@ class Retrieval(Task):
     needs_text: ClassVar[bool] = True
     kinds: ClassVar[frozenset[str]] = frozenset({"report", "exclusive"})
     main_metric: ClassVar[str] = "image_to_text_recall@10"
+    more_metrics: ClassVar[tuple[str, ...]] = (
+        "image_to_text_recall@10_chance", "image_to_text_recall@1", "image_to_text_recall@5", "text_to_image_recall@10",
+        "text_to_image_recall@10_chance", "image_to_text_precision@1", "image_to_text_precision@5_chance",
+        "text_to_image_precision@5", "text_to_image_precision@5_chance")
 
     def accepts(self, target: Target) -> bool:
         """Reports, and test-only sets of exclusive classes."""

@@ -37,6 +37,7 @@ class ZeroShot(Task):
     needs_text: ClassVar[bool] = True
     kinds: ClassVar[frozenset[str]] = frozenset({"multilabel", "exclusive"})
     main_metric: ClassVar[str] = "auroc_macro"
+    more_metrics: ClassVar[tuple[str, ...]] = ("auprc_macro", "accuracy", "f1_macro")
 
     def accepts(self, target: Target) -> bool:
         return super().accepts(target) and target.prompts
