@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from prior_bench.data.dataset import Boxes, Dataset
-from prior_bench.metrics.boxes import ImageBoxes, Matches, box_metrics, match
+from prior_bench.metrics.boxes import METRICS, ImageBoxes, Matches, box_metrics, match
 from prior_bench.task import Context, NotApplicable, Plan, Predictions, Task
 from prior_bench.types import Cell, Metric, Target
 
@@ -121,12 +121,12 @@ class Detection(Task):
         matches = _matches(predictions)
         images = len(predictions.table)
         boxes = {c: int(m.truths.sum()) for c, m in zip(classes, matches, strict=True)}
-        shown = {"": {"images": images, "boxes": sum(boxes.values()), "classes": sum(n > 0 for n in boxes.values()),
-                      "classes_left_out": sum(n == 0 for n in boxes.values())}}
-        shown |= {c: {"images": images, "boxes": n} for c, n in boxes.items()}
+        means = {"images": images, "boxes": sum(boxes.values()), "classes": sum(n > 0 for n in boxes.values()),
+                 "classes_left_out": sum(n == 0 for n in boxes.values())}
+        each = {f"{name}_{c}": {"images": images, "boxes": n} for name in METRICS for c, n in boxes.items()}
         metrics = []
         for name, (value,) in box_metrics(matches, classes).items():
-            counts = shown[name.partition("/")[2]]
+            counts = each.get(name, means)
             metrics.append(Metric(name, None, reason="no box in the test set", counts=counts) if np.isnan(value)
                            else Metric(name, float(value), counts=counts))
         return tuple(metrics)

@@ -146,7 +146,7 @@ def _froc(drawn: _Drawn) -> np.ndarray:
 
 def box_metrics(matches: Sequence[Matches], classes: Sequence[str], weights: np.ndarray | None = None,
                 ) -> dict[str, np.ndarray]:
-    """Every metric in each draw: {name: (B,)} and per class {name/class: (B,)}, NaN where undefined.
+    """Every metric in each draw: {name: (B,)} and per class {name_class: (B,)}, NaN where undefined.
 
     Args:
         matches: of `match`, in the order of `classes`.
@@ -172,5 +172,5 @@ def _metrics(matches: Sequence[Matches], classes: Sequence[str], weights: np.nda
     for name, values in each.items():
         empty = np.full(len(weights), np.nan)
         found[name] = np.mean([values[c] for c in counted], axis=0) if counted else empty
-        found |= {f"{name}/{cls}": values[c] for c, cls in enumerate(classes)}
+        found |= {f"{name}_{cls}": values[c] for c, cls in enumerate(classes)}
     return found
