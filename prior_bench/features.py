@@ -41,6 +41,7 @@ Report = Callable[[str, float], None]
 
 LIBRARIES = ("torch", "timm", "transformers", "Pillow")
 BLOCK = 16384  # rows of a block: what a kill can lose
+TEXTS = 256  # that local scores are computed for at once
 _PACKAGE = Path(__file__).parent
 _SOURCES = ("encoders", "data", "features.py", "method.py", "engine/precision.py")
 
@@ -94,9 +95,7 @@ class FeatureCache:
             self._datasets[dataset] = dataset.digest()
 
         def encode(missing: Sequence[str]) -> dict[str, np.ndarray]:
-            store = ImageStore.open(dataset, missing, self.method.image_input, self.folder.parent / "images",
-                                    report=report)
-            return self._encode_images(store, missing, report)
+            return self._encode_images(self._store(dataset, missing, report), missing, report)
 
         found = self._rows(f"images-{self._datasets[dataset]}", ids, encode)
         return ImageArrays(found.get("joint"), found["pooled"])
@@ -117,7 +116,56 @@ class FeatureCache:
 
         return self._rows("texts", keys, encode)["joint"]
 
+    def local_scores(self, dataset: Dataset, ids: Sequence[str], texts: Sequence[str],
+                     wanted: Sequence[np.ndarray] | None = None,
+                     report: Report = lambda phase, share: None) -> list[np.ndarray] | None:
+        """For each image the method's local scores of the texts `wanted` (indices; None: all), float32; streamed, never
+        kept on disk. None: the method has no local score."""
+        store = self._store(dataset, ids, report)
+        wanted = wanted if wanted is not None else [np.arange(len(texts))] * len(ids)
+
+        def run(part: slice) -> list[np.ndarray] | None:
+            images = self._normalised(store, ids[part])
+            union = np.unique(np.concatenate([wanted[i] for i in range(part.start, part.stop)]))
+            found = []
+            for start in range(0, len(union), TEXTS):
+                scores = self.method.local_score(images, [texts[t] for t in union[start : start + TEXTS]])
+                if scores is None:
+                    return None
+                found.append(scores.float().cpu().numpy())
+            report("comparing locally", part.stop / len(ids))
+            matrix = np.concatenate(found, axis=1)
+            columns = [np.searchsorted(union, wanted[i]) for i in range(part.start, part.stop)]
+            return [row[own] for row, own in zip(matrix, columns, strict=True)]
+
+        rows: list[np.ndarray] = []
+        self.method.eval()
+        with torch.inference_mode(), self.precision.cast():
+            for some in in_batches(len(ids), self.batch, run, self.notes.append):
+                if some is None:
+                    return None
+                rows += some
+        return rows
+
+    def paper_zero_shot(self, dataset: Dataset, ids: Sequence[str], classes: Sequence[str],
+                        report: Report = lambda phase, share: None) -> np.ndarray | None:
+        """(I, C) `Method.paper_zero_shot` of these images; None: the method has no such protocol."""
+        store = self._store(dataset, ids, report)
+        starts = range(0, len(ids), self.batch)
+        batches = (self._normalised(store, ids[start : start + self.batch]) for start in starts)
+        self.method.eval()
+        with torch.inference_mode(), self.precision.cast():
+            scores = self.method.paper_zero_shot(batches, classes)
+        return None if scores is None else scores.float().cpu().numpy()
+
     # ------------------------------------------------------------------------------------ encoding
+
+    def _store(self, dataset: Dataset, ids: Sequence[str], report: Report) -> ImageStore:
+        return ImageStore.open(dataset, ids, self.method.image_input, self.folder.parent / "images", report=report)
+
+    def _normalised(self, store: ImageStore, ids: Sequence[str]) -> Tensor:
+        images = torch.from_numpy(store.get(ids)).unsqueeze(1).to(self.precision.device, non_blocking=True)
+        return self.method.normalise(images).contiguous(memory_format=torch.channels_last)
 
     def _encode_images(self, store: ImageStore, ids: Sequence[str], report: Report) -> dict[str, np.ndarray]:
         method, device = self.method.eval(), self.precision.device

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
     from prior_bench.task import Plan, Task
 
-PROFILES = ("standard", "paper")
 NO_SOURCE = "none"  # pretrain_source of weights that no pre-training made: the reference rows
 _PACKAGE = Path(__file__).parent
 _SOURCES = ("encoders", "method.py", "recipes.py", "recipe_files.py", "weights.py")  # that initial weights depend on
@@ -135,6 +134,7 @@ def plan(request: Request) -> Grid:
     """Expand a request into its cells. Raises UserError for anything in it that is unknown or does not fit."""
     check(request)
     tasks = {name: plugins.load("tasks", name)() for name in _task_names(request)}
+    _known(request.profile, list(dict.fromkeys(p for t in tasks.values() for p in t.profiles)), "profile", "--profile")
     modes = _modes(request, tasks)
     source = _pretrain_source(request)
     _check_targets(request)
@@ -148,7 +148,7 @@ def plan(request: Request) -> Grid:
         for cell in _cells(request, weights, datasets[dataset], tasks, modes)
     ]
     if not cells:
-        raise UserError("nothing to evaluate: no task fits the datasets, targets and modes asked for",
+        raise UserError("nothing to evaluate: no task fits the datasets, targets, modes and profile asked for",
                         where=f"tasks {', '.join(tasks)}; datasets {', '.join(request.datasets)}",
                         fix="see `prior-bench list` for what each task evaluates")
     return Grid(request, cells, tasks, datasets, source)
@@ -159,6 +159,8 @@ def _cells(request: Request, weights: Weights, opened: Opened, tasks: dict[str, 
     """Cells of one (weights, dataset); tasks that train nothing come first, they are quick."""
     dataset, found = type(opened.dataset), []
     for name, task in tasks.items():
+        if request.profile not in task.profiles:
+            continue
         for target in dataset.targets.values():
             wanted = target.name in request.targets if request.targets else target.default and not target.sanity
             if not (wanted and task.accepts(target)):
@@ -185,7 +187,6 @@ def check(request: Request) -> None:
             near = min(FRACTIONS, key=lambda f: max(f / fraction, fraction / f) if fraction > 0 else 0)
             raise UserError(f"unknown fraction {fraction:g}", where="--fraction", expected=f"one of {', '.join(known)}",
                             fix=f"did you mean {near:g}?")
-    _known(request.profile, PROFILES, "profile", "--profile")
     if request.weights is not None and len(request.methods) != 1:
         raise UserError("a weights file belongs to one method", where="--weights", expected="one name in --method")
     if request.weights is not None and not request.weights.exists():

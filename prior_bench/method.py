@@ -70,6 +70,7 @@ class Method(nn.Module, ABC):
     trains_on_target: ClassVar[bool] = False  # the supervised ceiling: tasks train the whole encoder from scratch
     recipe_class: ClassVar[type[Recipe]]
     image_input: ImageInput
+    local_weight: ClassVar[float] = 1.0  # of `local_score` beside the joint cosine, in the profile `standard-local`
     patch: int = 1  # sides of the images that `encode_image` and `pyramid` take are multiples of it; dense tasks round
 
     # --------------------------------------------------------------------------------------- building
@@ -111,6 +112,14 @@ class Method(nn.Module, ABC):
 
     def local_score(self, images: Tensor, texts: Sequence[str]) -> Tensor | None:
         """(I, T) local image-text scores, each pair independent of the others; None: the method has none."""
+        return None
+
+    def paper_zero_shot(self, images: Iterable[Tensor], classes: Sequence[str]) -> Tensor | None:
+        """(I, C) zero-shot scores of a whole test set as the method's authors computed them, for the profile `paper`.
+
+        Args: images: normalised, in batches; classes: names of exclusive classes, for which the authors have prompts.
+        None: the method has no such protocol.
+        """
         return None
 
     def normalise(self, images: Tensor) -> Tensor:

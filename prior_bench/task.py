@@ -82,6 +82,7 @@ class Task(ABC):
     title: ClassVar[str]
     version: ClassVar[int] = 1  # of the protocol; results of two versions never share a column
     modes: ClassVar[tuple[str, ...]]  # the first is the default
+    profiles: ClassVar[tuple[str, ...]] = ("standard",)
     needs_text: ClassVar[bool] = False
     kinds: ClassVar[frozenset[str]]  # target kinds it evaluates
     main_metric: ClassVar[str]  # the one shown in overviews

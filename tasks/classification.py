@@ -65,8 +65,6 @@ class Classification(Task):
                          "max_iterations": MAX_ITERATIONS, "ties": "larger penalty"}
 
     def fit(self, context: Context, cell: Cell) -> Fitted:
-        if context.profile != "standard":
-            raise NotApplicable(f"classification has no profile {context.profile!r}")
         data = _Data(context.dataset, cell)
         if cell.mode == "finetune" or context.method.trains_on_target:
             probabilities, details = _finetuned(context, cell, data)

@@ -53,8 +53,6 @@ class Detection(Task):
         from prior_bench.engine import openmmlab
 
         dataset, budget = context.dataset, context.dataset.budget.detection
-        if context.profile != "standard":
-            raise NotApplicable(f"detection has no profile {context.profile!r} yet")
         ids = training_subset(dataset, cell.target, cell.fraction or 1.0, cell.subset_seed)
         validation = dataset.ids(cell.target, "validation")
         if not validation:

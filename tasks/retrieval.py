@@ -3,9 +3,11 @@
 The text gallery holds the distinct texts of the target's test studies (white space and case normalised). For report
 targets the positive of an image is its study's text, those of a text all images of all studies with it. For sets of
 exclusive classes (5x200) what counts is the share of the k nearest with the query's class. Chance is what the same
-vectors reach when reports are permuted.
+vectors reach when reports are permuted. The profile `standard-local` ranks the nearest 100 anew, by cosine plus the
+method's local score (Method.local_weight times); the others stay behind them in the order of their cosines.
 
     kind ("image" | "text") | id | vector (float16) | group | text_id | classes
+    `standard-local`: nearest (ids of the other kind) | score (float32)
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from prior_bench.digests import digest_bytes
-from prior_bench.metrics.retrieval import precision_at, ranks, recall_at
+from prior_bench.metrics.retrieval import Reranked, nearest, precision_at, ranks, recall_at
 from prior_bench.task import Context, NotApplicable, Plan, Predictions, Task
 from prior_bench.types import Cell, Metric, Target
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 KS = (1, 5, 10)
 MAIN = {"report": "recall@10", "exclusive": "precision@5"}
+RERANKED = 100
 PERMUTATIONS = 20  # of the reports, for chance
 
 
@@ -36,6 +39,7 @@ class Retrieval(Task):
     name: ClassVar[str] = "retrieval"
     title: ClassVar[str] = "Retrieval"
     modes: ClassVar[tuple[str, ...]] = ("retrieval",)
+    profiles: ClassVar[tuple[str, ...]] = ("standard", "standard-local")
     needs_text: ClassVar[bool] = True
     kinds: ClassVar[frozenset[str]] = frozenset({"report", "exclusive"})
     main_metric: ClassVar[str] = "image_to_text_recall@10"
@@ -53,12 +57,12 @@ class Retrieval(Task):
         yield Plan(target.name, mode, None)
 
     def settings(self, dataset: type[Dataset], target: Target, mode: str, profile: str) -> dict[str, Any]:
-        return {"score": "joint cosine", "vectors": "float16", "gallery": "whole test set, distinct texts",
-                "k": KS, "chance_permutations": PERMUTATIONS}
+        found = {"score": "joint cosine", "vectors": "float16", "gallery": "whole test set, distinct texts",
+                 "k": KS, "chance_permutations": PERMUTATIONS}
+        return found if profile == "standard" else found | {"reranked": RERANKED}
 
     def fit(self, context: Context, cell: Cell) -> None:
-        if context.profile != "standard":
-            raise NotApplicable(f"retrieval has no profile {context.profile!r}")
+        """Nothing is trained."""
 
     def predict(self, context: Context, cell: Cell, fitted: None) -> Predictions:
         """Vectors of images and texts, each sorted by its id; which belong together is not said."""
@@ -78,6 +82,13 @@ class Retrieval(Task):
         table = pa.table({
             "kind": ["image"] * len(ids) + ["text"] * len(texts), "id": [*ids, *texts],
             "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]).cast(pa.list_(pa.float16()))})
+        if context.profile == "standard-local":
+            images, reports = _rerank(context, ids, texts, vectors)
+            names = [np.array(list(texts))[images.items], np.array(ids)[reports.items]]
+            table = table.append_column("nearest", pa.array([row.tolist() for side in names for row in side],
+                                                            pa.list_(pa.string())))
+            table = table.append_column("score", pa.array([row for side in (images, reports) for row in side.scores],
+                                                          pa.list_(pa.float32())))
         return Predictions(table)
 
     def attach(self, dataset: Dataset, cell: Cell, predictions: Predictions) -> Predictions:
@@ -155,6 +166,29 @@ def _text(study: Study) -> str:
     return study.report.text
 
 
+def _rerank(context: Context, ids: Sequence[str], texts: Mapping[str, str],
+            vectors: np.ndarray) -> tuple[Reranked, Reranked]:
+    """The nearest texts of each image and images of each text, with cosine plus local score."""
+    of_images, of_texts = vectors[: len(ids)], vectors[len(ids) :]
+    found = nearest(of_images, of_texts, RERANKED), nearest(of_texts, of_images, RERANKED)
+    wanted: list[set[int]] = [set(row) for row in found[0].tolist()]
+    for text, row in enumerate(found[1].tolist()):
+        for image in row:
+            wanted[image].add(text)
+    columns = [np.array(sorted(some)) for some in wanted]
+    local = context.features.local_scores(context.dataset, ids, list(texts.values()), columns, context.report)
+    if local is None:
+        raise NotApplicable(f"{context.method.name} has no local score")
+    weight = context.method.local_weight
+
+    def score(image: int, text: int) -> float:
+        cosine = of_images[image].astype(np.float64) @ of_texts[text].astype(np.float64)
+        return float(cosine + weight * local[image][np.searchsorted(columns[image], text)])
+
+    return (Reranked(found[0], np.array([[score(i, t) for t in row] for i, row in enumerate(found[0])], np.float32)),
+            Reranked(found[1], np.array([[score(i, t) for i in row] for t, row in enumerate(found[1])], np.float32)))
+
+
 @dataclass(frozen=True, slots=True)
 class _Side:
     """The images, or the texts, of a predictions table."""
@@ -163,6 +197,7 @@ class _Side:
     groups: list[str]
     text: np.ndarray  # (N,) index of its text
     classes: np.ndarray  # (N, C) bool
+    reranked: Reranked | None  # items of the other side
 
     def relabelled(self, order: np.ndarray) -> _Side:
         """The same vectors with the texts' labels in another order (texts only)."""
@@ -173,15 +208,21 @@ def _read(predictions: Predictions) -> tuple[_Side, _Side]:
     """Images and texts."""
     table = predictions.table
     kinds = np.array(table.column("kind").to_pylist())
-    texts = {id: i for i, id in enumerate(np.array(table.column("id").to_pylist())[kinds == "text"].tolist())}
+    ids = np.array(table.column("id").to_pylist())
+    place = {kind: {id: i for i, id in enumerate(ids[kinds == kind].tolist())} for kind in ("image", "text")}
     sides = []
     for kind in ("image", "text"):
         part = table.filter(kinds == kind)
         flat = part.column("vector").combine_chunks().flatten().to_numpy(zero_copy_only=False)
         named = part.column("classes").to_pylist()
         classes = np.array([[c in names for c in predictions.extra["classes"]] for names in named], bool)
-        text = np.array([texts[id] for id in part.column("text_id").to_pylist()])
-        sides.append(_Side(flat.reshape(part.num_rows, -1), part.column("group").to_pylist(), text, classes))
+        text = np.array([place["text"][id] for id in part.column("text_id").to_pylist()])
+        reranked = None
+        if "nearest" in part.column_names:
+            other = place["text" if kind == "image" else "image"]
+            items = np.array([[other[id] for id in row] for row in part.column("nearest").to_pylist()])
+            reranked = Reranked(items, np.array(part.column("score").to_pylist()))
+        sides.append(_Side(flat.reshape(part.num_rows, -1), part.column("group").to_pylist(), text, classes, reranked))
     return sides[0], sides[1]
 
 
@@ -201,9 +242,10 @@ def _query_values(queries: _Side, gallery: _Side, labellings: list[tuple[_Side, 
                   kind: str) -> dict[str, np.ndarray]:
     if kind == "exclusive":
         classes = [(q.classes, g.classes) for q, g in labellings]
-        found = precision_at(queries.vectors, gallery.vectors, classes, KS)
+        found = precision_at(queries.vectors, gallery.vectors, classes, KS, queries.reranked)
         return {f"precision@{k}": found[:, :, j] for j, k in enumerate(KS)}
-    rank = ranks(queries.vectors, gallery.vectors, [(q.text, g.text) for q, g in labellings])
+    rank = ranks(queries.vectors, gallery.vectors, [(q.text, g.text) for q, g in labellings],
+                 queries.reranked)
     return {f"recall@{k}": recall_at(rank, k) for k in KS} | {"mrr": 1 / rank, "median_rank": rank}
 
 

@@ -55,7 +55,6 @@ class Segmentation(Task):
         from prior_bench.engine import openmmlab
 
         dataset, budget = context.dataset, context.dataset.budget.segmentation
-        _check_profile(context.profile)
         ids = training_subset(dataset, cell.target, cell.fraction or 1.0, cell.subset_seed)
         validation = dataset.ids(cell.target, "validation")
         if not validation:
@@ -143,8 +142,3 @@ class Segmentation(Task):
 def _counts(predictions: Predictions) -> np.ndarray:
     """(N, 3) true positives, false positives and false negatives of each image."""
     return np.stack([predictions.table.column(name).to_numpy() for name in ("tp", "fp", "fn")], axis=1)
-
-
-def _check_profile(profile: str) -> None:
-    if profile != "standard":
-        raise NotApplicable(f"segmentation has no profile {profile!r} yet")

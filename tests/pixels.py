@@ -56,6 +56,13 @@ class PixelMethod(Method):
                     row[axis] += sign * (word in sentence)
         return TextFeatures(F.normalize(vectors + 1e-3, dim=1))
 
+    def local_score(self, images: Tensor, texts: Sequence[str]) -> Tensor:
+        return self.encode_image(images).joint[:, :3] @ self.encode_text(texts).joint[:, :3].T  # shapes alone
+
+    def paper_zero_shot(self, images: Iterable[Tensor], classes: Sequence[str]) -> Tensor:
+        texts = self.encode_text([f"{name} is observed" for name in classes]).joint
+        return torch.cat([self.encode_image(batch).joint @ texts.T for batch in images]).softmax(dim=1)
+
     def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         raise NotImplementedError
 

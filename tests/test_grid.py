@@ -80,6 +80,14 @@ def test_what_trains_nothing_comes_first(request_):
     assert tasks == ["toy-text"] + ["toy-task"] * 5
 
 
+def test_a_task_is_planned_under_the_profiles_that_it_has(request_):
+    both = replace(request_, tasks=("toy-task", "zero-shot"))
+    assert {c.task for c in grid.plan(replace(both, profile="paper")).cells} == {"toy-task"}
+    assert {c.profile for c in grid.plan(replace(both, profile="paper")).cells} == {"paper"}
+    with pytest.raises(UserError, match="nothing to evaluate"):
+        grid.plan(replace(both, profile="standard-local"))
+
+
 def test_the_cell_depends_on_the_recipe_and_the_profile(request_):
     def digests(**changes):
         return {c.cell(c.weights.digest).digest for c in grid.plan(replace(request_, **changes)).cells}

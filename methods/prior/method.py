@@ -101,6 +101,7 @@ class Prior(Method):
     title = "PRIOR"
     paper = "https://arxiv.org/abs/2307.12577"
     recipe_class: ClassVar[type[Recipe]] = PriorRecipe
+    local_weight: ClassVar[float] = 0.5
     official_layout: Tensor
 
     def __init__(self, recipe: PriorRecipe, text_encoder: TextEncoder | None):
@@ -181,6 +182,24 @@ class Prior(Method):
         owner = text.mask.nonzero()[:, 0]
         member = F.one_hot(owner, len(texts)).to(scores.dtype)  # (sentences, T)
         return scores @ (member / member.sum(dim=0).clamp_min(1))
+
+    def paper_zero_shot(self, images: Iterable[Tensor], classes: Sequence[str]) -> Tensor | None:
+        """softmax over classes of the stored logarithm of the scale (not its exponential) times the cosine, plus half
+        of the softmax of the local scores; one prompt a class, taken as one sentence that holds [SEP] too."""
+        if not self.has_text:
+            return None
+        tokens = self.text_encoder.pad([self.text_encoder.tokens([f"{name} is observed"]) for name in classes])
+        tokens["sentence"] = torch.where(tokens["mask"], 0, -1)
+        tokens["sentence"][:, 0] = -1  # [CLS] alone is left out
+        device = self.logit_scale.device
+        text = self._text({key: value.to(device) for key, value in tokens.items()}, quantise=self._quantised(-1))
+        scores = []
+        for batch in images:
+            features = self.image_encoder(batch)
+            cosine = self._global(features) @ text.report.T
+            local = self.cross_attention.score(self._local(features), text.sentences[:, 0])
+            scores.append((self.logit_scale * cosine).softmax(dim=1) + 0.5 * local.softmax(dim=1))
+        return torch.cat(scores)
 
     def _encode_sentences(self, texts: Sequence[str]) -> _Text:
         from prior_bench.data.reports import split_sentences

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from prior_bench.grid import Grid, PlannedCell, Weights
     from prior_bench.types import Result
 
+QUIET = 2.0  # seconds between two plain lines of one phase
+
 Row = tuple[str, str, str, str]  # weights, task and mode, dataset, target
 
 
@@ -135,19 +137,21 @@ class Display:
 
 
 class PlainDisplay(Display):
-    """One line for a finished cell, and one for each tenth of a pre-training."""
+    """One line for a finished cell, and for each tenth of a phase of the weights, where a tenth takes its time."""
 
     def __init__(self, grid: Grid):
         super().__init__(grid)
         self._told: tuple[str, str, int] | None = None
+        self._told_at = 0.0
         typer.echo(f"{len(grid.cells)} cells: {self.done} done, {len(grid.cells) - self.done} to run; "
                    f"results in {grid.request.output}")
 
     def weights(self, weights: Weights, phase: str, share: float, text: str) -> None:
         super().weights(weights, phase, share, text)
         told = (weights.title, phase, int(share * 10))
-        if told != self._told:
-            self._told = told
+        new_phase = self._told is None or told[:2] != self._told[:2]
+        if new_phase or (told != self._told and perf_counter() - self._told_at > QUIET):
+            self._told, self._told_at = told, perf_counter()
             typer.echo(self.weights_line)
 
     def waiting(self, cell: PlannedCell) -> None:

@@ -52,7 +52,9 @@ def _task(name: str) -> str:
     from prior_bench import plugins
 
     task = plugins.load("tasks", name)
-    return f"modes: {', '.join(task.modes)}; evaluates {', '.join(sorted(task.kinds))}; main metric {task.main_metric}"
+    parts = {"modes": task.modes, "profiles": task.profiles, "evaluates": sorted(task.kinds),
+             "main metric": [task.main_metric]}
+    return "; ".join(f"{name}: {', '.join(values)}" for name, values in parts.items())
 
 
 def _dataset(name: str) -> str:

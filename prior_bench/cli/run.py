@@ -41,7 +41,7 @@ def run(
         help="Seeds of the training subsets, by comma. [default: the dataset's]", show_default=False)] = None,
     mode: Annotated[str | None, typer.Option(
         help="Modes by comma, e.g. linear, finetune. [default: each task's first]", show_default=False)] = None,
-    profile: Annotated[str, typer.Option(help="Evaluation protocol: standard or paper.")] = "standard",
+    profile: Annotated[str, typer.Option(help="Evaluation protocol: standard, standard-local or paper.")] = "standard",
     recipe: Annotated[str, typer.Option(help="Recipe of the weights, as in `prior-bench list`.")] = "small",
     set_: Annotated[list[str] | None, typer.Option(
         "--set", help="Change a recipe's value, as in training.epochs=1; may be repeated.", metavar="KEY=VALUE",

@@ -8,6 +8,7 @@ chunk nor on the machine.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,7 +18,22 @@ CHUNK = 256
 Labelling = tuple[np.ndarray, np.ndarray]  # of the queries, of the gallery
 
 
-def ranks(queries: np.ndarray, gallery: np.ndarray, labellings: Sequence[Labelling], chunk: int = CHUNK) -> np.ndarray:
+@dataclass(frozen=True, slots=True)
+class Reranked:
+    """Gallery items (Q, k) that come before all others of a query, ordered among themselves by `scores` (Q, k)."""
+
+    items: np.ndarray
+    scores: np.ndarray
+
+
+def nearest(queries: np.ndarray, gallery: np.ndarray, k: int, chunk: int = CHUNK) -> np.ndarray:
+    """(Q, k) the k most similar gallery items of each query, best first; of equal ones the first in the gallery."""
+    chunks = _chunks(queries, gallery, chunk)
+    return np.concatenate([np.argsort(-similarity, axis=1, kind="stable")[:, :k] for _, similarity in chunks])
+
+
+def ranks(queries: np.ndarray, gallery: np.ndarray, labellings: Sequence[Labelling], reranked: Reranked | None = None,
+          chunk: int = CHUNK) -> np.ndarray:
     """Rank of each query's best positive: 1 + negatives above it + half of the negatives tied with it.
 
     Args:
@@ -29,7 +45,7 @@ def ranks(queries: np.ndarray, gallery: np.ndarray, labellings: Sequence[Labelli
         (P, Q) float64; NaN for a query without a positive.
     """
     result = np.empty((len(labellings), len(queries)))
-    for rows, similarity in _chunks(queries, gallery, chunk):
+    for rows, similarity in _chunks(queries, gallery, chunk, reranked):
         for p, (of_query, of_gallery) in enumerate(labellings):
             positive = of_query[rows, None] == of_gallery
             best = np.where(positive, similarity, -np.inf).max(axis=1, keepdims=True)
@@ -40,7 +56,7 @@ def ranks(queries: np.ndarray, gallery: np.ndarray, labellings: Sequence[Labelli
 
 
 def precision_at(queries: np.ndarray, gallery: np.ndarray, labellings: Sequence[Labelling], ks: Sequence[int],
-                 chunk: int = CHUNK) -> np.ndarray:
+                 reranked: Reranked | None = None, chunk: int = CHUNK) -> np.ndarray:
     """Share of the k nearest gallery items that have a class of the query; ties at the k-th place count in expectation.
 
     Args:
@@ -50,7 +66,7 @@ def precision_at(queries: np.ndarray, gallery: np.ndarray, labellings: Sequence[
         (P, Q, len(ks)) float64; NaN where the gallery holds fewer than k items.
     """
     result = np.full((len(labellings), len(queries), len(ks)), np.nan)
-    for rows, similarity in _chunks(queries, gallery, chunk):
+    for rows, similarity in _chunks(queries, gallery, chunk, reranked):
         relevant = np.stack([(of_query[rows, None] & of_gallery).any(axis=2) for of_query, of_gallery in labellings])
         for j, k in enumerate(ks):
             if k > len(gallery):
@@ -68,8 +84,14 @@ def recall_at(rank: np.ndarray, k: int) -> np.ndarray:
     return np.where(np.isnan(rank), np.nan, rank <= k)
 
 
-def _chunks(queries: np.ndarray, gallery: np.ndarray, chunk: int) -> Iterator[tuple[slice, np.ndarray]]:
+def _chunks(queries: np.ndarray, gallery: np.ndarray, chunk: int,
+            reranked: Reranked | None = None) -> Iterator[tuple[slice, np.ndarray]]:
     gallery = np.asarray(gallery, np.float64).T
     for start in range(0, len(queries), chunk):
         rows = slice(start, min(start + chunk, len(queries)))
-        yield rows, np.asarray(queries[rows], np.float64) @ gallery
+        similarity = np.asarray(queries[rows], np.float64) @ gallery
+        if reranked is not None:
+            first = np.asarray(reranked.scores[rows], np.float64)
+            above = similarity.max() - first.min() + 1  # lifts every one of them above all others
+            np.put_along_axis(similarity, reranked.items[rows], first + above, axis=1)
+        yield rows, similarity

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from prior_bench import execution, grid, plugins
@@ -38,18 +39,25 @@ def test_summarise(states, text):
     assert summarise(states) == text
 
 
-def test_plain_lines(planned, capsys):
+def test_plain_lines(planned, capsys, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("prior_bench.cli.display.perf_counter", lambda: now[0])
     with PlainDisplay(planned) as display:
         execution.execute(planned, display)
         weights = planned.cells[0].weights
         for share in (0.0, 0.01, 0.1, 0.12, 1.0):
+            now[0] += 3
             display.weights(weights, "stage 1", share, "loss 3.0")
+        for share in np.linspace(0, 1, 50):  # a phase of a second has one line
+            now[0] += 0.02
+            display.weights(weights, "decoding images", share, "")
         display.failed(planned.cells[0], "ZeroDivisionError: no")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("6 cells: 0 done, 6 to run")
     assert "not applicable: toy-method has no text encoder" in lines[1]
     assert "error 0." in lines[2]
     assert sum("stage 1" in line for line in lines) == 3
+    assert sum("decoding" in line for line in lines) == 1
     assert "failed: ZeroDivisionError" in lines[-1]
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from prior_bench.data.contact_sheet import COLUMNS, GAP, TILE, contact_sheet
+from prior_bench.data.contact_sheet import COLUMNS, GAP, TILE, _outline, contact_sheet
 
 
 def test_sheet(toy):
@@ -17,7 +17,7 @@ def test_sheet(toy):
     assert np.asarray(contact_sheet(toy, n=6, seed=2)).tobytes() != np.asarray(sheet).tobytes()
 
 
-def test_masks_tint_the_image(toy_class):
+def test_masks_are_outlined(toy_class):
     class Plain(toy_class):
         def read_image(self, record):
             from PIL import Image
@@ -25,7 +25,15 @@ def test_masks_tint_the_image(toy_class):
             return Image.new("L", (64, 64), 100)
 
     pixels = np.asarray(contact_sheet(Plain(), n=4)).reshape(-1, 3)
-    assert (pixels == np.array([145, 120, 65])).all(axis=1).any()  # 0.65 * 100 + 0.35 * colour
+    assert (pixels == (230, 159, 0)).all(axis=1).any()
+
+
+def test_an_outline_has_the_pixels_at_the_edge():
+    mask = np.zeros((5, 6), bool)
+    mask[1:, 1:5] = True  # four by four, down to the border of the image
+    expected = mask.copy()
+    expected[2:4, 2:4] = False
+    np.testing.assert_array_equal(_outline(mask), expected)
 
 
 def test_more_than_there_is(toy_class):

@@ -444,3 +444,30 @@ def test_without_a_text_encoder_it_is_a_vision_only_method():
 def test_a_transformer_image_encoder_fits_in():
     method = prior(**{"image.name": "vit_tiny_patch16_224"}).eval()
     assert set(method(batch_of(method), LAST)) == TERMS
+
+
+def test_paper_zero_shot_as_the_authors_compute_it():
+    m = prior(**{"prototypes.similarity": "dot"}).eval()
+    classes = ("cardiomegaly", "pleural effusion", "edema")
+    images = m.normalise(torch.randint(0, 255, (5, 1, 64, 64), dtype=torch.uint8))
+    with torch.no_grad():
+        found = m.paper_zero_shot([images[:2], images[2:]], classes)
+        for i, image in enumerate(images):
+            features = m.image_encoder(image[None])
+            g_v, V = m._global(features)[0], m._local(features)[0]
+            z, a = [], []
+            for name in classes:
+                tokenizer = m.text_encoder.tokenizer
+                pieces = tokenizer.encode(f"{name} is observed", add_special_tokens=False)
+                ids = torch.tensor([[tokenizer.cls_token_id, *pieces, tokenizer.sep_token_id]])
+                words = m.local_text_projection(m.text_encoder(ids, torch.ones_like(ids, dtype=torch.bool)))
+                sentence = words[0, 1:].mean(dim=0)  # without [CLS], with [SEP]
+                E = m.bank.embed.weight
+                s = ((E @ sentence) / m.bank.temperature).softmax(dim=0) @ E
+                z.append(m.logit_scale * cosine(g_v, attention_pool(m.sentence_pool, s[None])))
+                c, root = m.cross_attention, math.sqrt(len(s))
+                of_text = torch.sigmoid(c.image_key(V) @ c.text_query(s) / root).mean()
+                of_image = torch.sigmoid(c.image_query(V) @ c.text_key(s) / root).mean()
+                a.append((of_text + of_image) / 2)
+            expected = torch.stack(z).softmax(0) + 0.5 * torch.stack(a).softmax(0)
+            torch.testing.assert_close(found[i], expected, rtol=1e-4, atol=1e-5)

@@ -28,13 +28,31 @@ def test_ranks_as_a_loop(q, g, seed, chunk):
     rng = np.random.default_rng(seed)
     queries, gallery = vectors(rng, q), vectors(rng, g)
     query_labels, gallery_labels = rng.integers(0, 5, q), rng.integers(0, 5, g)
-    found = retrieval.ranks(queries, gallery, [(query_labels, gallery_labels)], chunk)[0]
+    found = retrieval.ranks(queries, gallery, [(query_labels, gallery_labels)], chunk=chunk)[0]
     similarity = (queries.astype(float) @ gallery.T.astype(float)).tolist()
     expected = [rank_by_loop(similarity[i], gallery_labels == query_labels[i]) for i in range(q)]
     np.testing.assert_array_equal(found, expected)
     labellings = [(query_labels, gallery_labels[::-1]), (query_labels, gallery_labels)]
-    two = retrieval.ranks(queries, gallery, labellings, chunk)
+    two = retrieval.ranks(queries, gallery, labellings, chunk=chunk)
     np.testing.assert_array_equal(two[1], found)
+
+
+@given(st.integers(1, 12), st.integers(2, 15), st.integers(1, 6), st.integers(0, 1000))
+def test_reranked_items_come_first_in_the_order_of_their_scores(q, g, k, seed):
+    rng = np.random.default_rng(seed)
+    queries, gallery = rng.normal(size=(q, 4)), rng.normal(size=(g, 4))
+    items = retrieval.nearest(queries, gallery, k, chunk=3)
+    scores = rng.normal(size=items.shape)
+    labels = rng.integers(0, 4, q), rng.integers(0, 4, g)
+    found = retrieval.ranks(queries, gallery, [labels], retrieval.Reranked(items, scores), chunk=5)[0]
+    for i in range(q):
+        similarity = gallery @ queries[i]
+        top = sorted(range(g), key=lambda j, s=similarity: -s[j])[:k]
+        assert items[i].tolist() == top
+        order = sorted(top, key=lambda j, i=i, top=top: -scores[i, top.index(j)])
+        order += sorted(set(range(g)) - set(top), key=lambda j, s=similarity: -s[j])
+        places = [place for place, j in enumerate(order, start=1) if labels[1][j] == labels[0][i]]
+        np.testing.assert_equal(found[i], places[0] if places else np.nan)
 
 
 @given(st.integers(1, 12), st.integers(2, 8), st.integers(0, 1000))
@@ -59,7 +77,7 @@ def test_ranks_are_exact_whatever_the_chunk():
     x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
     gallery = np.concatenate([x, x[:100]])  # exact duplicates: ties
     labels = np.r_[np.arange(300), 300 + np.arange(100)]
-    found = [retrieval.ranks(x, gallery, [(np.arange(300), labels)], chunk)[0] for chunk in (1, 7, 64, 1000)]
+    found = [retrieval.ranks(x, gallery, [(np.arange(300), labels)], chunk=chunk)[0] for chunk in (1, 7, 64, 1000)]
     for other in found[1:]:
         np.testing.assert_array_equal(other, found[0])
     np.testing.assert_array_equal(found[0], np.r_[np.full(100, 1.5), np.ones(200)])

@@ -81,6 +81,7 @@ class ToyTask(Task):
     name = "toy-task"
     title = "Toy"
     modes = ("linear", "finetune")
+    profiles = ("standard", "paper")
     kinds = frozenset({"multilabel"})
     main_metric = "error"
 

@@ -175,11 +175,6 @@ def test_interval_and_reproducibility(make_context, toy, cell_of):
     assert low <= first.metrics[0].value <= high
 
 
-def test_other_profiles_are_not_applicable(make_context, toy, cell_of):
-    with pytest.raises(NotApplicable, match="paper"):
-        TASK.fit(make_context(toy, profile="paper"), cell_of(TASK, toy, "findings", "linear", 1.0))
-
-
 def test_finetune_learns_and_leaves_the_method_alone(make_context, toy_class, cell_of):
     from dataclasses import replace
 

@@ -150,5 +150,28 @@ def test_not_applicable(make_context, toy_class, shared_texts, cell_of):
     dataset = Silent()
     with pytest.raises(NotApplicable, match="no reports"):
         TASK.predict(make_context(dataset), cell_of(TASK, dataset, "reports", "retrieval", None), None)
-    with pytest.raises(NotApplicable, match="paper"):
-        TASK.fit(make_context(dataset, profile="paper"), cell_of(TASK, dataset, "reports", "retrieval", None))
+
+
+def test_standard_local_ranks_the_nearest_anew(make_context, toy, cell_of, monkeypatch):
+    monkeypatch.setattr("prior_bench.tasks.retrieval.RERANKED", 4)
+    context = make_context(toy, profile="standard-local")
+    context.features.batch = 7
+    outcome = evaluate(TASK, context, cell_of(TASK, toy, "reports", "retrieval", None))
+    rows = outcome.predictions.table.to_pylist()
+    images, texts = ([row for row in rows if row["kind"] == kind] for kind in ("image", "text"))
+    wording = {text_id(s.report.text): s.report.text for s in toy.studies if s.report is not None}
+    ranks = []
+    for image in images:
+        cosine = {t["id"]: float(np.float64(image["vector"]) @ np.float64(t["vector"])) for t in texts}
+        top = sorted(sorted(cosine), key=lambda id, c=cosine: -c[id])[:4]
+        assert image["nearest"] == top
+        pixels = context.features.images(toy, [image["id"]]).joint[0, :3]
+        local = {id: float(pixels @ context.features.texts([wording[id]])[0, :3]) for id in top}
+        np.testing.assert_allclose(image["score"], [cosine[id] + local[id] for id in top], atol=1e-5)
+        scores = {**cosine, **{id: 10 + s for id, s in zip(image["nearest"], image["score"], strict=True)}}
+        best = scores[image["text_id"]]
+        others = [s for id, s in scores.items() if id != image["text_id"]]
+        ranks.append(1 + sum(s > best for s in others) + sum(s == best for s in others) / 2)
+    metrics = {m.name: m.value for m in outcome.metrics}
+    assert metrics["image_to_text_mrr"] == pytest.approx(np.mean(1 / np.array(ranks)))
+    assert len(texts[0]["nearest"]) == 4

@@ -7,6 +7,7 @@ import pytest
 from sklearn import metrics as sk
 
 from prior_bench.data.dataset import Prompts
+from prior_bench.method import Method
 from prior_bench.statistics import group_draws, interval
 from prior_bench.task import NotApplicable, evaluate
 from prior_bench.tasks.zero_shot import ZeroShot
@@ -88,7 +89,48 @@ def test_one_image_does_not_depend_on_the_others(make_context, toy, cell_of):
     np.testing.assert_allclose(again.column("score_disc").to_numpy(), every.column("score_disc").to_numpy(), atol=1e-6)
 
 
-def test_not_applicable(make_context, toy, cell_of, pixel_method):
-    cell = cell_of(TASK, toy, "findings", "zero-shot", None)
-    with pytest.raises(NotApplicable, match="paper"):
-        TASK.fit(make_context(toy, profile="paper"), cell)
+def scores_of(outcome):
+    return np.stack([outcome.predictions.table.column(f"score_{c}").to_numpy()
+                     for c in outcome.predictions.extra["classes"]], axis=1)
+
+
+@pytest.mark.parametrize("target", ["findings", "place"])
+def test_standard_local_adds_the_local_score_of_every_prompt(make_context, toy, cell_of, target):
+    cell = cell_of(TASK, toy, target, "zero-shot", None)
+    context = make_context(toy, profile="standard-local")
+    context.features.batch = 7
+    outcome = evaluate(TASK, context, cell)
+    joint = scores_of(evaluate(TASK, make_context(toy), cell))
+    ids = outcome.predictions.table.column("image").to_pylist()
+    images = context.features.images(toy, ids).joint[:, :3]
+    for column, (name, prompts) in enumerate((c, toy.prompts(target)[c]) for c in toy.targets[target].classes):
+        positive = np.mean([images @ context.features.texts([s])[0, :3] for s in prompts.positive], axis=0)
+        negative = np.mean([images @ context.features.texts([s])[0, :3] for s in prompts.negative] or [0], axis=0)
+        expected = joint[:, column] + context.method.local_weight * (positive - negative)
+        np.testing.assert_allclose(scores_of(outcome)[:, column], expected, atol=1e-5, err_msg=name)
+    standard, local = (TASK.settings(type(toy), toy.targets[target], "zero-shot", p)
+                       for p in ("standard", "standard-local"))
+    assert standard != local
+
+
+def test_paper_is_what_the_method_computes(make_context, toy, cell_of, monkeypatch):
+    context = make_context(toy, profile="paper")
+    outcome = evaluate(TASK, context, cell_of(TASK, toy, "place", "zero-shot", None))
+    np.testing.assert_allclose(scores_of(outcome).sum(axis=1), 1, atol=1e-6)
+    assert {m.name: m.value for m in outcome.metrics}["accuracy"] > 0.9
+    with pytest.raises(NotApplicable, match="exclusive"):
+        TASK.fit(context, cell_of(TASK, toy, "findings", "zero-shot", None))
+    monkeypatch.setattr("prior_bench.tasks.zero_shot.PAPER_IMAGES", 5)
+    with pytest.raises(NotApplicable, match="at most 5 images"):
+        TASK.predict(context, cell_of(TASK, toy, "place", "zero-shot", None), None)
+
+
+def test_a_method_without_local_score_or_protocol(make_context, toy, cell_of, pixel_method):
+    class Plain(pixel_method):
+        local_score, paper_zero_shot = Method.local_score, Method.paper_zero_shot
+
+    cell = cell_of(TASK, toy, "place", "zero-shot", None)
+    for profile, reason in (("standard-local", "no local score"), ("paper", "no zero-shot protocol")):
+        context = make_context(toy, Plain(), profile)
+        with pytest.raises(NotApplicable, match=reason):
+            TASK.predict(context, cell, TASK.fit(context, cell))
