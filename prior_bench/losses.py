@@ -58,13 +58,19 @@ def info_nce(a: Tensor, b: Tensor, scale: Tensor | float) -> Tensor:
     weighted so that the mean over ranks (of the losses, and by DistributedDataParallel of the gradients) is the mean
     over all pairs, whatever each rank's number of rows.
     """
+    forth, back = info_nce_directions(a, b, scale)
+    return (forth + back) / 2
+
+
+def info_nce_directions(a: Tensor, b: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:
+    """The two directions of `info_nce`: a_i chooses among all b, and b_i among all a."""
     with torch.autocast(a.device.type, enabled=False):
         a, b = a.float(), b.float()
         (all_a, all_b), before = gather(a, b)
         labels = torch.arange(len(a), device=a.device) + before
-        total = (F.cross_entropy(scale * a @ all_b.T, labels, reduction="sum")
-                 + F.cross_entropy(scale * b @ all_a.T, labels, reduction="sum"))
-        return total / 2 * world_size() / len(all_a)
+        share = world_size() / len(all_a)
+        return (F.cross_entropy(scale * a @ all_b.T, labels, reduction="sum") * share,
+                F.cross_entropy(scale * b @ all_a.T, labels, reduction="sum") * share)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

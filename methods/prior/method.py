@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from prior_bench.data.augment import Augmentation, augment
 from prior_bench.encoders.image import ImageEncoder, fit_channels, image_input
 from prior_bench.encoders.pooling import AttentionPool, sentence_means
 from prior_bench.encoders.text import TextEncoder
@@ -72,11 +73,7 @@ class PriorRecipe(Recipe):
     prototypes: Prototypes = Prototypes()
     decoders: Decoders = Decoders()
     weights: tuple[dict[Term, float], ...]
-    rotation: float = 5.0  # degrees, drawn in +-
-    scale: float = Field(0.0, ge=0, lt=1)  # relative zoom, drawn in +-
-    shift: float = Field(0.0, ge=0, lt=1)  # share of the side, drawn in +- along both axes
-    contrast: float = Field(0.0, ge=0, lt=1)  # relative change of contrast; of brightness, as a share of the grey range
-    flip: bool = False  # random horizontal flips, which the report does not follow
+    augmentation: Augmentation = Augmentation(rotation=5.0)
     official_layout: bool = False  # local tokens as the authors' code has them, without a transpose
 
     @model_validator(mode="after")
@@ -246,32 +243,10 @@ class Prior(Method):
 
     def view(self, study: StudyView, rng: np.random.Generator) -> Sample:
         """One of the study's images, slightly moved, and its sentences in random order."""
-        pixels = self._moved(study.images[rng.integers(len(study.images))], rng)
-        if self.recipe.flip and rng.random() < 0.5:
-            pixels = pixels[:, ::-1]
+        pixels = augment(study.images[rng.integers(len(study.images))], self.recipe.augmentation, rng)
         sentences = study.report.sentences
         shuffled = [sentences[i] for i in rng.permutation(len(sentences))]
         return {"image": pixels, "tokens": self.text_encoder.tokens(shuffled)}
-
-    def _moved(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """(H, W) uint8 turned, zoomed and shifted about its centre, black coming in, with another contrast."""
-        from PIL import Image
-
-        recipe, (height, width) = self.recipe, pixels.shape
-        turn = np.deg2rad(rng.uniform(-recipe.rotation, recipe.rotation))
-        zoom = rng.uniform(1 - recipe.scale, 1 + recipe.scale)
-        a, b = np.cos(turn) / zoom, np.sin(turn) / zoom
-        x, y = width / 2, height / 2
-        dx, dy = rng.uniform(-recipe.shift, recipe.shift, 2) * (width, height)
-        affine = (a, b, x - a * x - b * y + dx, -b, a, y + b * x - a * y + dy)  # from output to input coordinates
-        image = Image.fromarray(pixels)
-        moved = image.transform((width, height), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
-        gain, lift = rng.uniform(-recipe.contrast, recipe.contrast, 2)
-        values = np.asarray(moved)
-        if not (gain or lift):
-            return values
-        table = np.clip((np.arange(256) - 127.5) * (1 + gain) + 127.5 + 255 * lift, 0, 255).round().astype(np.uint8)
-        return table[values]
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         images = torch.from_numpy(np.stack([s["image"] for s in samples])).unsqueeze(1)

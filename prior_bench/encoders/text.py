@@ -97,6 +97,12 @@ class TextEncoder(nn.Module):
         out: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         return out
 
+    def freeze(self, layers: int) -> None:
+        """Stop training the embeddings and the first `layers` layers; 0 leaves everything as it is."""
+        if layers:
+            for module in (self.model.embeddings, *self.model.encoder.layer[:layers]):
+                module.requires_grad_(False)
+
     def _pieces(self, sentence: str) -> tuple[int, ...]:
         """Word pieces of one sentence, remembered: sentences recur between reports."""
         if sentence not in self._memo:

@@ -420,7 +420,8 @@ def test_sentence_decoder_is_berts_decoder_without_a_causal_mask():
 
 
 def test_views_shuffle_sentences_and_turn_one_image_of_the_study():
-    method = prior(rotation=0.0, flip=True, scale=0.0, shift=0.0, contrast=0.0)
+    method = prior(**{"augmentation.flip": True} | {f"augmentation.{name}": 0.0 for name in (
+        "rotation", "scale", "shift", "contrast", "brightness")})
     images = tuple(np.full((64, 64), v, np.uint8) for v in (10, 200))
     images[1][:, :32] = 100
     views = [method.view(StudyView(images, Report({}, REPORTS[0])), np.random.default_rng(i)) for i in range(30)]
