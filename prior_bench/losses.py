@@ -51,6 +51,26 @@ def gather(*tensors: Tensor) -> tuple[list[Tensor], int]:
     return gathered, before
 
 
+def gather_padded(regions: Tensor, words: Tensor, mask: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], int]:
+    """`gather` of region vectors (B, R, D) and word vectors (B, L, D) with their mask (B, L); ranks may differ in L."""
+    if world_size() == 1:
+        return (regions, words, mask), 0
+    longest = torch.tensor(words.shape[1], device=words.device)
+    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    more = int(longest) - words.shape[1]
+    padded = F.pad(words, (0, 0, 0, more))
+    (all_regions, all_words, all_masks), before = gather(regions, padded, F.pad(mask, (0, more)).float())
+    return (all_regions, all_words, all_masks > 0.5), before
+
+
+def pair_cross_entropy(scores: Tensor, before: int) -> Tensor:
+    """Mean over all pairs of -log softmax of the true one, from this rank's rows (B, all pairs); row i's pair is column
+    `before` + i. Weighted so that the mean over ranks is the mean over pairs, whatever each rank's number of rows."""
+    labels = torch.arange(len(scores), device=scores.device) + before
+    total = F.cross_entropy(scores, labels, reduction="sum")
+    return total * world_size() / scores.shape[1]
+
+
 def info_nce(a: Tensor, b: Tensor, scale: Tensor | float) -> Tensor:
     """Symmetric InfoNCE over the pairs (a_i, b_i) of all ranks (van den Oord et al., 2018; CLIP's form).
 
@@ -67,10 +87,7 @@ def info_nce_directions(a: Tensor, b: Tensor, scale: Tensor | float) -> tuple[Te
     with torch.autocast(a.device.type, enabled=False):
         a, b = a.float(), b.float()
         (all_a, all_b), before = gather(a, b)
-        labels = torch.arange(len(a), device=a.device) + before
-        share = world_size() / len(all_a)
-        return (F.cross_entropy(scale * a @ all_b.T, labels, reduction="sum") * share,
-                F.cross_entropy(scale * b @ all_a.T, labels, reduction="sum") * share)
+        return pair_cross_entropy(scale * a @ all_b.T, before), pair_cross_entropy(scale * b @ all_a.T, before)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

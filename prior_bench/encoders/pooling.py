@@ -56,13 +56,21 @@ def _positions(table: Tensor, grid: tuple[int, int] | None) -> Tensor:
     return torch.cat([table[:1], fitted[0].flatten(1).T])
 
 
+def segment_sums(pieces: Tensor, index: Tensor, segments: int) -> tuple[Tensor, Tensor]:
+    """Sum of the vectors of each segment (a word's pieces, a sentence's words).
+
+    Args: pieces (B, L, D); index (B, L) the segment that each belongs to, -1 for none; segments: S.
+    Returns: (B, S, D), zero where a segment is empty, and how many vectors each has (B, S).
+    """
+    member = index.unsqueeze(1) == torch.arange(segments, device=index.device).view(1, -1, 1)  # (B, S, L)
+    return member.to(pieces.dtype) @ pieces, member.sum(dim=2)
+
+
 def sentence_means(words: Tensor, index: Tensor, sentences: int) -> tuple[Tensor, Tensor]:
     """Mean of the word vectors of each sentence.
 
     Args: words (B, L, D); index (B, L) the sentence that each word piece belongs to, -1 for none; sentences: S.
     Returns: (B, S, D), zero where a sentence has no words, and the mask (B, S) of those that have.
     """
-    member = (index.unsqueeze(1) == torch.arange(sentences, device=index.device).view(1, -1, 1))  # (B, S, L)
-    counts = member.sum(dim=2)
-    sums = member.to(words.dtype) @ words
+    sums, counts = segment_sums(words, index, sentences)
     return sums / counts.clamp_min(1).unsqueeze(-1).to(words.dtype), counts > 0

@@ -26,10 +26,14 @@ _MEMO = 100_000  # sentences
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One text: word piece ids (L,) and the sentence (L,) that each belongs to, -1 for special tokens; int64."""
+    """One text: word piece ids (L,), and the sentence and the word (L,) that each belongs to, -1 for special tokens.
+
+    All int64; words are numbered through the whole text.
+    """
 
     ids: np.ndarray
     sentence: np.ndarray
+    word: np.ndarray
 
 
 class TextEncoder(nn.Module):
@@ -41,7 +45,7 @@ class TextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.width: int = model.config.hidden_size
         self.max_tokens = min(max_tokens, getattr(model.config, "max_position_embeddings", max_tokens))
-        self._memo: dict[str, tuple[int, ...]] = {}
+        self._memo: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     @classmethod
     def build(cls, spec: TextEncoderSpec, texts: Iterable[str] | None = None,
@@ -76,26 +80,34 @@ class TextEncoder(nn.Module):
     def tokens(self, sentences: Sequence[str]) -> Tokens:
         """Word pieces of one text, cut to `max_tokens`; sentences wholly beyond the cut disappear."""
         pieces = [self._pieces(s) for s in sentences]
-        ids = [i for p in pieces for i in p][: self.max_tokens - 2]
-        index = [n for n, p in enumerate(pieces) for _ in p][: self.max_tokens - 2]
+        ids = [i for own, _ in pieces for i in own]
+        sentence = [n for n, (own, _) in enumerate(pieces) for _ in own]
+        words = np.cumsum([0, *(own[-1] + 1 if own else 0 for _, own in pieces)])  # before each sentence
+        word = [int(words[n]) + w for n, (_, own) in enumerate(pieces) for w in own]
         first, last = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        return Tokens(np.array([first, *ids, last], np.int64), np.array([-1, *index, -1], np.int64))
+        whole = ((ids, first, last), (sentence, -1, -1), (word, -1, -1))
+        return Tokens(*(np.array([a, *part[: self.max_tokens - 2], z], np.int64) for part, a, z in whole))
 
     def pad(self, tokens: Sequence[Tokens]) -> dict[str, Tensor]:
-        """Texts of different length as `ids`, `mask` and `sentence`, each (B, longest)."""
+        """Texts of different length as `ids`, `mask`, `sentence` and `word`, each (B, longest)."""
         longest = max(len(t.ids) for t in tokens)
         ids = np.full((len(tokens), longest), self.tokenizer.pad_token_id, np.int64)
-        sentence = np.full((len(tokens), longest), -1, np.int64)
-        mask = np.zeros((len(tokens), longest), bool)
+        sentence, word = (np.full(ids.shape, -1, np.int64) for _ in range(2))
+        mask = np.zeros(ids.shape, bool)
         for row, t in enumerate(tokens):
-            ids[row, : len(t.ids)] = t.ids
-            sentence[row, : len(t.ids)] = t.sentence
-            mask[row, : len(t.ids)] = True
-        return {"ids": torch.from_numpy(ids), "mask": torch.from_numpy(mask), "sentence": torch.from_numpy(sentence)}
+            own = slice(0, len(t.ids))
+            ids[row, own], sentence[row, own], word[row, own], mask[row, own] = t.ids, t.sentence, t.word, True
+        return {"ids": torch.from_numpy(ids), "mask": torch.from_numpy(mask), "sentence": torch.from_numpy(sentence),
+                "word": torch.from_numpy(word)}
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         out: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         return out
+
+    def last_layers(self, ids: Tensor, mask: Tensor, layers: int) -> Tensor:
+        """Hidden states of the last layers, the last one last: (layers, B, L, width)."""
+        states = self.model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True).hidden_states
+        return torch.stack(states[-layers:])
 
     def freeze(self, layers: int) -> None:
         """Stop training the embeddings and the first `layers` layers; 0 leaves everything as it is."""
@@ -103,12 +115,13 @@ class TextEncoder(nn.Module):
             for module in (self.model.embeddings, *self.model.encoder.layer[:layers]):
                 module.requires_grad_(False)
 
-    def _pieces(self, sentence: str) -> tuple[int, ...]:
-        """Word pieces of one sentence, remembered: sentences recur between reports."""
+    def _pieces(self, sentence: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Word pieces of one sentence and the word that each belongs to; remembered, as sentences recur."""
         if sentence not in self._memo:
             if len(self._memo) >= _MEMO:
                 self._memo.clear()
-            self._memo[sentence] = tuple(self.tokenizer.encode(sentence, add_special_tokens=False, verbose=False))
+            encoded = self.tokenizer(sentence, add_special_tokens=False, verbose=False)
+            self._memo[sentence] = tuple(encoded["input_ids"]), tuple(encoded.word_ids())
         return self._memo[sentence]
 
 

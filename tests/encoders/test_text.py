@@ -96,3 +96,24 @@ def test_a_missing_model_and_missing_reports_are_users_errors(tmp_path):
         TextEncoder.build(TextEncoderSpec(name=str(tmp_path / "nowhere")))
     with pytest.raises(UserError, match="training reports"):
         TextEncoder.build(SPEC)
+
+
+def test_word_pieces_know_their_word():
+    encoder = TextEncoder.build(SPEC.model_copy(update={"max_tokens": 60}), REPORTS)
+    tokens = encoder.tokens(["Pleural effusion.", "The heart is enlarged."])
+    pieces = np.array(encoder.tokenizer.convert_ids_to_tokens(tokens.ids))
+    words = ["".join(piece.removeprefix("##") for piece in pieces[tokens.word == w]) for w in range(8)]
+    assert tokens.word.max() == 7
+    assert words == ["pleural", "effusion", ".", "the", "heart", "is", "enlarged", "."]
+    assert (tokens.word[0], tokens.word[-1]) == (-1, -1)
+    assert len(pieces) > 2 + len(words)  # some words have several pieces
+    assert list(encoder.pad([tokens])["word"][0]) == list(tokens.word)
+
+
+def test_last_layers_end_with_the_output():
+    encoder = TextEncoder.build(SPEC.model_copy(update={"layers": 3}), REPORTS).eval()
+    tokens = encoder.pad([encoder.tokens([r]) for r in REPORTS[:3]])
+    with torch.no_grad():
+        states = encoder.last_layers(tokens["ids"], tokens["mask"], 2)
+        torch.testing.assert_close(states[-1], encoder(tokens["ids"], tokens["mask"]))
+    assert states.shape == (2, *tokens["ids"].shape, 16)

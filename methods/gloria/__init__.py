@@ -1,0 +1,1 @@
+"""GLoRIA (Huang et al., ICCV 2021)."""

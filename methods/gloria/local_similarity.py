@@ -1,0 +1,39 @@
+"""GLoRIA's similarity of an image's regions and a report's words, for all pairs of images and reports at once.
+
+For region vectors V and word vectors W: scores V W^T; softmax over words for each region; times tau_1, softmax over
+regions for each word, which gives the attention a; context c_k = sum_r a_kr V_r; then cos(W_k, c_k).
+
+No context is ever built: W_k . c_k = sum_r a_kr (V_r . W_k) and |c_k|^2 = a_k (V V^T) a_k, so memory holds one number
+for each (image, report, word, region), not one vector for each (image, report, word).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_NEVER = -1e9  # finite, so that a report without words has no NaN gradient
+
+
+def word_cosines(regions: Tensor, words: Tensor, mask: Tensor, tau_1: float) -> tuple[Tensor, Tensor]:
+    """Cosine of each word with its context, and the attention behind it.
+
+    Args: regions (I, R, D); words (T, L, D) with mask (T, L).
+    Returns: cosines (I, T, L), of padding without meaning; attention (I, T, L, R).
+    """
+    with torch.autocast(regions.device.type, enabled=False):
+        regions, words = regions.float(), words.float()
+        scores = torch.einsum("ird,tld->itlr", regions, words)
+        there = mask[None, :, :, None]
+        over_words = scores.masked_fill(~there, _NEVER).softmax(dim=2)
+        attention = (tau_1 * over_words).softmax(dim=3)
+        gram = regions @ regions.mT
+        norm = ((attention.flatten(1, 2) @ gram).view_as(attention) * attention).sum(dim=3).clamp_min(1e-12).sqrt()
+        dot = (attention * scores).sum(dim=3)
+        return dot / (norm * words.norm(dim=-1).clamp_min(1e-6)), attention
+
+
+def log_sum_exp(cosines: Tensor, mask: Tensor, tau_2: float, mean: bool) -> Tensor:
+    """log sum_k exp(tau_2 cos_k) over a report's words, or of their mean: (I, T, L) -> (I, T)."""
+    total = (tau_2 * cosines).masked_fill(~mask, float("-inf")).logsumexp(dim=2)
+    return total - mask.sum(dim=1).clamp_min(1).log() if mean else total

@@ -1,0 +1,177 @@
+"""GLoRIA: A Multimodal Global-Local Representation Learning Framework for Label-efficient Medical Image Recognition.
+
+S.-C. Huang, L. Shen, M. P. Lungren, S. Yeung; ICCV 2021. The equations, and every deviation from the authors' code, are
+in README.md beside this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import yaml
+from pydantic import Field
+from torch import Tensor, nn
+
+from prior_bench.data.augment import Augmentation, augment
+from prior_bench.data.reports import split_sentences
+from prior_bench.encoders.image import ImageEncoder, image_input
+from prior_bench.encoders.pooling import segment_sums
+from prior_bench.encoders.text import TextEncoder
+from prior_bench.losses import gather_padded, info_nce_directions, pair_cross_entropy
+from prior_bench.method import Batch, ImageFeatures, Method, Sample, StudyView, TextFeatures
+from prior_bench.methods.gloria.local_similarity import log_sum_exp, word_cosines
+from prior_bench.recipes import Recipe
+
+PROMPTS = Path(__file__).parent / "prompts.yaml"
+
+
+class GloriaRecipe(Recipe):
+    """GLoRIA's settings."""
+
+    tau_1: float = Field(4.0, gt=0)  # of the attention over regions
+    tau_2: float = Field(5.0, gt=0)  # of the words' cosines
+    tau_3: float = Field(10.0, gt=0)  # of both contrastive losses
+    text_layers: int = Field(4, gt=0)  # last layers whose hidden states are summed
+    length_normalised: bool = True  # the mean over words in the image-report similarity, in place of the sum
+    sentences: bool = False  # train on one random sentence, not on the whole report
+    augmentation: Augmentation = Augmentation()
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """Encoded reports: unit-length vectors (B, D), words (B, L, D) and their mask (B, L)."""
+
+    joint: Tensor
+    words: Tensor
+    mask: Tensor
+
+
+class Gloria(Method):
+    name = "gloria"
+    title = "GLoRIA"
+    paper = "https://doi.org/10.1109/ICCV48922.2021.00391"
+    recipe_class: ClassVar[type[Recipe]] = GloriaRecipe
+
+    def __init__(self, recipe: GloriaRecipe, text_encoder: TextEncoder):
+        super().__init__()
+        self.recipe = recipe
+        self.image_input = image_input(recipe.image)
+        self.image_encoder = ImageEncoder(recipe.image)
+        self.text_encoder = text_encoder
+        width = text_encoder.width  # of the joint space, too: texts are not projected
+        self.global_embedder = nn.Linear(self.image_encoder.channels, width)
+        self.local_embedder = nn.Conv2d(self.image_encoder.pyramid_channels[2], width, 1, bias=False)
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, texts: Iterable[str] | None = None, tokenizer: Path | None = None) -> Gloria:
+        assert isinstance(recipe, GloriaRecipe)
+        assert recipe.text is not None
+        return cls(recipe, TextEncoder.build(recipe.text, texts, tokenizer))
+
+    def save_tokenizer(self, folder: Path) -> None:
+        self.text_encoder.save(folder)
+
+    # --------------------------------------------------------------------------------------- encoding
+
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        features = self.image_encoder(images)
+        return ImageFeatures(self._global(features), features)
+
+    def encode_text(self, texts: Sequence[str]) -> TextFeatures:
+        text = self._text(self._tokens(texts))
+        return TextFeatures(text.joint, words=text.words, word_mask=text.mask)
+
+    def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.image_encoder.pyramid(images)
+
+    @property
+    def pyramid_channels(self) -> tuple[int, int, int, int]:
+        return self.image_encoder.pyramid_channels
+
+    def local_score(self, images: Tensor, texts: Sequence[str]) -> Tensor | None:
+        """log mean_k exp(tau_2 cos_k) / tau_2 over a text's words."""
+        text = self._text(self._tokens(texts))
+        cosines, _ = word_cosines(self._regions(self.image_encoder.pyramid(images)), text.words, text.mask,
+                                  self.recipe.tau_1)
+        return log_sum_exp(cosines, text.mask, self.recipe.tau_2, mean=True) / self.recipe.tau_2
+
+    def paper_zero_shot(self, images: Iterable[Tensor], classes: Sequence[str]) -> Tensor | None:
+        """Of a class's five prompts the largest mean of the cosine and tau_2 times the best word's cosine; then each
+        class's scores are standardised over the test set."""
+        prompts = yaml.safe_load(PROMPTS.read_text())
+        if not set(classes) <= set(prompts):
+            return None
+        text = self._text(self._tokens([sentence for name in classes for sentence in prompts[name]]))
+        scores = []
+        for batch in images:
+            levels = self.image_encoder.pyramid(batch)
+            cosines, _ = word_cosines(self._regions(levels), text.words, text.mask, self.recipe.tau_1)
+            local = self.recipe.tau_2 * cosines.masked_fill(~text.mask, float("-inf")).amax(dim=2)
+            both = (self._global(levels[3]) @ text.joint.T + local) / 2
+            scores.append(both.unflatten(1, (len(classes), -1)).amax(dim=2))
+        whole = torch.cat(scores)
+        return (whole - whole.mean(dim=0)) / whole.std(dim=0, correction=0).clamp_min(1e-12)
+
+    def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        tokens = self.text_encoder.pad([self.text_encoder.tokens(split_sentences(text)) for text in texts])
+        return {key: value.to(self.global_embedder.weight.device) for key, value in tokens.items()}
+
+    def _global(self, features: Tensor) -> Tensor:
+        """Unit-length image vectors (B, D) of last maps (B, C, h, w)."""
+        return F.normalize(self.global_embedder(features.mean(dim=(2, 3))).float(), dim=-1)
+
+    def _regions(self, levels: Sequence[Tensor]) -> Tensor:
+        """Region vectors (B, R, D): the positions of the map of stride 16."""
+        out: Tensor = self.local_embedder(levels[2]).flatten(2).mT
+        return out
+
+    def _text(self, tokens: Batch) -> _Text:
+        """A word is the sum of its pieces, a report the mean of its words, both summed over the last layers."""
+        layers = min(self.recipe.text_layers, self.text_encoder.model.config.num_hidden_layers)
+        pieces = self.text_encoder.last_layers(tokens["ids"], tokens["mask"], layers).sum(dim=0).float()
+        count = max(int(tokens["word"].max()) + 1, 1)
+        words, sizes = segment_sums(pieces, tokens["word"], count)
+        mask = sizes > 0
+        report = words.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp_min(1)
+        return _Text(F.normalize(report, dim=-1), words, mask)
+
+    # --------------------------------------------------------------------------------------- training
+
+    def view(self, study: StudyView, rng: np.random.Generator) -> Sample:
+        """One of the study's images, augmented, and its report, or one sentence of it."""
+        pixels = augment(study.images[rng.integers(len(study.images))], self.recipe.augmentation, rng)
+        sentences = list(study.report.sentences)
+        if self.recipe.sentences:
+            sentences = [sentences[rng.integers(len(sentences))]]
+        return {"image": pixels, "tokens": self.text_encoder.tokens(sentences)}
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        images = torch.from_numpy(np.stack([s["image"] for s in samples])).unsqueeze(1)
+        return {"image": images, **self.text_encoder.pad([s["tokens"] for s in samples])}
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, tuple[float, Tensor]]:
+        levels = self.image_encoder.pyramid(self.normalise(batch["image"]))
+        text = self._text(batch)
+        forth, back = info_nce_directions(self._global(levels[3]), text.joint, self.recipe.tau_3)
+        return {"L_global": (1.0, forth + back), "L_local": (1.0, self._local_loss(self._regions(levels), text))}
+
+    def _local_loss(self, regions: Tensor, text: _Text) -> Tensor:
+        """Both directions, with the images and the reports of all ranks as negatives."""
+        (all_regions, all_words, all_masks), before = gather_padded(regions, text.words, text.mask)
+        tau_2, tau_3, mean = self.recipe.tau_2, self.recipe.tau_3, self.recipe.length_normalised
+
+        def similarity(some: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+            cosines, _ = word_cosines(some, words, mask, self.recipe.tau_1)
+            return tau_3 * log_sum_exp(cosines, mask, tau_2, mean)
+
+        of_images = similarity(regions, all_words, all_masks)
+        if len(all_regions) == len(regions):  # one rank: the other direction is the same table
+            return pair_cross_entropy(of_images, before) + pair_cross_entropy(of_images.T, before)
+        return (pair_cross_entropy(of_images, before)
+                + pair_cross_entropy(similarity(all_regions, text.words, text.mask).T, before))
