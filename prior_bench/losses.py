@@ -71,6 +71,30 @@ def pair_cross_entropy(scores: Tensor, before: int) -> Tensor:
     return total * world_size() / scores.shape[1]
 
 
+def mean_over_pairs(values: Tensor) -> Tensor:
+    """Mean of one value a pair (B,), weighted so that the mean over ranks is the mean over the pairs of all ranks."""
+    if world_size() == 1:
+        return values.mean()
+    total = torch.tensor(len(values), device=values.device)
+    dist.all_reduce(total)
+    return values.sum() * world_size() / total
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Soft assignment of this rank's rows to K prototypes, which share the rows of all ranks equally (Cuturi, 2013; used
+    as in SwAV, Caron et al., 2020).
+
+    Args: scores (B, K). Returns: (B, K), rows sum to 1.
+    """
+    (whole,), before = gather(scores.float())
+    assignment = ((whole - whole.max()) / epsilon).exp()
+    for _ in range(iterations):
+        assignment = assignment / assignment.sum(dim=0, keepdim=True).clamp_min(1e-30)
+        assignment = assignment / assignment.sum(dim=1, keepdim=True).clamp_min(1e-30)
+    return assignment[before : before + len(scores)]
+
+
 def info_nce(a: Tensor, b: Tensor, scale: Tensor | float) -> Tensor:
     """Symmetric InfoNCE over the pairs (a_i, b_i) of all ranks (van den Oord et al., 2018; CLIP's form).
 

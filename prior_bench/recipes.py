@@ -39,6 +39,7 @@ class TextEncoderSpec(Strict):
 
     name: str = "small-bert"
     max_tokens: int = 128
+    first_layers: int | None = None  # of a hub model, the later ones left out
     layers: int = 4  # small-bert only, as the following
     width: int = 256
     heads: int = 4

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,6 +27,16 @@ def image_input(spec: ImageEncoderSpec) -> ImageInput:
 
     return ImageInput(size=spec.size, channels=spec.channels, mean=per_channel(spec.mean), std=per_channel(spec.std),
                       fit=spec.fit)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassToken:
+    """A transformer's class token (B, C), its patches (B, C, h, w), and the last block's attention of the token to each
+    patch (B, h w), averaged over heads, without gradient."""
+
+    token: Tensor
+    map: Tensor
+    attention: Tensor
 
 
 class ImageEncoder(nn.Module):
@@ -62,6 +74,25 @@ class ImageEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self._maps(images, [self.last])[0]
 
+    def with_class_token(self, images: Tensor) -> ClassToken:
+        """A plain transformer's class token, its patch tokens on their grid, and who the token attends to."""
+        attended: list[Tensor] = []
+        last = self.model.blocks[-1].attn  # type: ignore[union-attr, index]
+        hook = last.register_forward_pre_hook(lambda module, inputs: attended.append(inputs[0]))
+        try:
+            maps = self.model.forward_intermediates(  # type: ignore[operator]
+                self._fitted(images), indices=[self.last], norm=True, stop_early=True, output_fmt="NCHW",
+                intermediates_only=True, return_prefix_tokens=True)
+        finally:
+            hook.remove()
+        patches, prefix = maps[0]
+        with torch.no_grad():
+            qkv = last.qkv(attended[0]).unflatten(-1, (3, last.num_heads, -1))  # (B, N, 3, heads, d)
+            query, key = last.q_norm(qkv[:, 0, 0]), last.k_norm(qkv[:, :, 1])
+            scores = torch.einsum("bhd,bnhd->bhn", query.float(), key.float()) * last.scale
+            weights = scores.softmax(dim=-1).mean(dim=1)[:, prefix.shape[1] :]
+        return ClassToken(prefix[:, 0], patches, weights)
+
     def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Maps of strides 4, 8, 16 and 32 (B, C_i, H/s, W/s)."""
         if not self.plain:
@@ -73,14 +104,18 @@ class ImageEncoder(nn.Module):
         return p4, p8, p16, p32
 
     def _maps(self, images: Tensor, indices: list[int]) -> list[Tensor]:
-        if self.plain:
-            height, width = images.shape[-2:]
-            wanted = (self._rounded(height), self._rounded(width))
-            if wanted != (height, width):
-                images = F.interpolate(images, wanted, mode="bilinear", antialias=True)
+        images = self._fitted(images)
         maps: list[Tensor] = self.model.forward_intermediates(  # type: ignore[operator]
             images, indices=indices, norm=self.plain, stop_early=True, output_fmt="NCHW", intermediates_only=True)
         return maps
+
+    def _fitted(self, images: Tensor) -> Tensor:
+        """Images whose sides a transformer's patch divides."""
+        height, width = images.shape[-2:]
+        wanted = (self._rounded(height), self._rounded(width))
+        if not self.plain or wanted == (height, width):
+            return images
+        return F.interpolate(images, wanted, mode="bilinear", antialias=True)
 
     def _rounded(self, size: int) -> int:
         return max(1, round(size / self.stride)) * self.stride

@@ -70,6 +70,9 @@ class TextEncoder(nn.Module):
         else:
             tokenizer = _from_hub(transformers.AutoTokenizer, spec.name)
             model = _from_hub(transformers.AutoModel, spec.name)
+            if spec.first_layers is not None:
+                model.encoder.layer = model.encoder.layer[: spec.first_layers]
+                model.config.num_hidden_layers = len(model.encoder.layer)
         return cls(model, tokenizer, spec.max_tokens)
 
     def save(self, folder: Path) -> None:
@@ -108,6 +111,19 @@ class TextEncoder(nn.Module):
         """Hidden states of the last layers, the last one last: (layers, B, L, width)."""
         states = self.model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True).hidden_states
         return torch.stack(states[-layers:])
+
+    def with_class_attention(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Last hidden states (B, L, width) and the last layer's attention of the class token to each token (B, L),
+        averaged over heads, without gradient. For BERT and its kin."""
+        before, last = self.last_layers(ids, mask, 2)
+        with torch.no_grad():
+            attention = self.model.encoder.layer[-1].attention.self
+            heads = attention.num_attention_heads
+            query = attention.query(before[:, :1]).unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, heads, 1, d)
+            key = attention.key(before).unflatten(-1, (heads, -1)).transpose(1, 2)
+            scores = (query @ key.mT).float().squeeze(2) / query.shape[-1] ** 0.5
+            weights = scores.masked_fill(~mask.unsqueeze(1), float("-inf")).softmax(dim=-1)
+        return last, weights.mean(dim=1)
 
     def freeze(self, layers: int) -> None:
         """Stop training the embeddings and the first `layers` layers; 0 leaves everything as it is."""

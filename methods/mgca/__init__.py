@@ -1,0 +1,1 @@
+"""MGCA (Wang et al., NeurIPS 2022)."""

@@ -1,0 +1,176 @@
+"""MGCA: Multi-Granularity Cross-modal Alignment for Generalized Medical Visual Representation Learning.
+
+F. Wang, Y. Zhou, S. Wang, V. Vardhanabhuti, L. Yu; NeurIPS 2022, arXiv 2210.06044. The equations, and every deviation
+from the authors' code, are in README.md beside this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from prior_bench.data.augment import Augmentation, augment
+from prior_bench.data.reports import split_sentences
+from prior_bench.encoders.image import ImageEncoder, image_input
+from prior_bench.encoders.pooling import segment_sums
+from prior_bench.encoders.text import TextEncoder
+from prior_bench.losses import info_nce_directions
+from prior_bench.method import Batch, ImageFeatures, Method, Sample, StudyView, TextFeatures
+from prior_bench.methods.mgca.alignment import clipped_weights, prototype_alignment, token_alignment
+from prior_bench.recipes import Recipe
+
+
+class MgcaRecipe(Recipe):
+    """MGCA's settings; `width` is that of the joint space, global and local alike."""
+
+    width: int = 128
+    hidden: int = 2048  # of the four heads
+    tau_instance: float = Field(0.07, gt=0)
+    tau_token: float = Field(0.1, gt=0)
+    tau_prototype: float = Field(0.2, gt=0)
+    prototypes: int = Field(500, gt=1)
+    epsilon: float = Field(0.05, gt=0)  # of Sinkhorn
+    iterations: int = Field(3, gt=0)  # of Sinkhorn
+    frozen_prototypes: float = Field(0.02, ge=0, lt=1)  # share of the steps, from the first, in which they do not move
+    loss_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of L_ITA, L_CTA, L_CPA
+    augmentation: Augmentation = Augmentation()
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One modality: vectors (B, D), tokens (B, N, D), all unit length, with mask and weights (B, N)."""
+
+    joint: Tensor
+    tokens: Tensor
+    mask: Tensor
+    weights: Tensor
+
+
+class Mgca(Method):
+    name = "mgca"
+    title = "MGCA"
+    paper = "https://arxiv.org/abs/2210.06044"
+    recipe_class: ClassVar[type[Recipe]] = MgcaRecipe
+
+    def __init__(self, recipe: MgcaRecipe, text_encoder: TextEncoder):
+        super().__init__()
+        self.recipe = recipe
+        self.image_input = image_input(recipe.image)
+        self.image_encoder = ImageEncoder(recipe.image)
+        self.text_encoder = text_encoder
+        image, regions = self.image_encoder.channels, self.image_encoder.pyramid_channels[2]
+        self.image_global = _head(image, recipe.hidden, recipe.width)
+        self.image_local = _head(regions, recipe.hidden, recipe.width)
+        self.text_global = _head(text_encoder.width, recipe.hidden, recipe.width)
+        self.text_local = _head(text_encoder.width, recipe.hidden, recipe.width)
+        self.prototypes = nn.Parameter(F.normalize(torch.randn(recipe.prototypes, recipe.width), dim=1))
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, texts: Iterable[str] | None = None, tokenizer: Path | None = None) -> Mgca:
+        assert isinstance(recipe, MgcaRecipe)
+        assert recipe.text is not None
+        return cls(recipe, TextEncoder.build(recipe.text, texts, tokenizer))
+
+    def save_tokenizer(self, folder: Path) -> None:
+        self.text_encoder.save(folder)
+
+    # --------------------------------------------------------------------------------------- encoding
+
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        if self.image_encoder.plain:
+            seen = self.image_encoder.with_class_token(images)
+            return ImageFeatures(_unit(self.image_global(seen.token)), seen.map)
+        features = self.image_encoder(images)
+        return ImageFeatures(_unit(self.image_global(features.mean(dim=(2, 3)))), features)
+
+    def encode_text(self, texts: Sequence[str]) -> TextFeatures:
+        tokens = self.text_encoder.pad([self.text_encoder.tokens(split_sentences(text)) for text in texts])
+        text = self._text({key: value.to(self.prototypes.device) for key, value in tokens.items()})
+        return TextFeatures(text.joint, words=text.tokens, word_mask=text.mask)
+
+    def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.image_encoder.pyramid(images)
+
+    @property
+    def pyramid_channels(self) -> tuple[int, int, int, int]:
+        return self.image_encoder.pyramid_channels
+
+    def _image(self, images: Tensor) -> _Side:
+        """Regions are the patches of a transformer, weighted by the class token's attention, or the positions of a
+        convolutional network's map of stride 16, all alike."""
+        if self.image_encoder.plain:
+            seen = self.image_encoder.with_class_token(images)
+            whole, regions = seen.token, seen.map.flatten(2).mT
+            mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
+            weights = clipped_weights(seen.attention, mask)
+        else:
+            levels = self.image_encoder.pyramid(images)
+            whole, regions = levels[3].mean(dim=(2, 3)), levels[2].flatten(2).mT
+            mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
+            weights = mask / regions.shape[1]
+        return _Side(_unit(self.image_global(whole)), _tokens(self.image_local, regions, mask), mask, weights)
+
+    def _text(self, tokens: Batch) -> _Side:
+        """The class token is the report; a word is the sum of its pieces, weighted by their share of its attention."""
+        states, attention = self.text_encoder.with_class_attention(tokens["ids"], tokens["mask"])
+        count = max(int(tokens["word"].max()) + 1, 1)
+        words, sizes = segment_sums(states, tokens["word"], count)
+        shares, _ = segment_sums(attention.unsqueeze(-1), tokens["word"], count)
+        mask = sizes > 0
+        return _Side(_unit(self.text_global(states[:, 0])), _tokens(self.text_local, words, mask), mask,
+                     clipped_weights(shares.squeeze(-1), mask))
+
+    # --------------------------------------------------------------------------------------- training
+
+    def view(self, study: StudyView, rng: np.random.Generator) -> Sample:
+        """One of the study's images, augmented, and its whole report."""
+        pixels = augment(study.images[rng.integers(len(study.images))], self.recipe.augmentation, rng)
+        return {"image": pixels, "tokens": self.text_encoder.tokens(study.report.sentences)}
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        images = torch.from_numpy(np.stack([s["image"] for s in samples])).unsqueeze(1)
+        return {"image": images, **self.text_encoder.pad([s["tokens"] for s in samples])}
+
+    def losses(self, batch: Batch, progress: float) -> dict[str, tuple[float, Tensor]]:
+        recipe = self.recipe
+        image, text = self._image(self.normalise(batch["image"])), self._text(batch)
+        prototypes = self.prototypes.detach() if progress < recipe.frozen_prototypes else self.prototypes
+        forth, back = info_nce_directions(image.joint, text.joint, 1 / recipe.tau_instance)
+        terms = {
+            "L_ITA": forth + back,
+            "L_CTA": token_alignment(text.tokens, text.mask, text.weights, image.tokens, image.weights,
+                                     recipe.tau_token),
+            "L_CPA": prototype_alignment(image.joint, text.joint, prototypes, recipe.tau_prototype, recipe.epsilon,
+                                         recipe.iterations),
+        }
+        return {name: (weight, terms[name]) for name, weight in zip(terms, recipe.loss_weights, strict=True)}
+
+    def after_step(self, progress: float) -> None:
+        """Prototypes keep unit length."""
+        with torch.no_grad():
+            self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
+
+
+def _head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs),
+                         nn.BatchNorm1d(outputs, affine=False))
+
+
+def _tokens(head: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
+    """A head over tokens (B, N, C): unit length, zero at padding, which is no part of the batch norm."""
+    found: Tensor = _unit(head(tokens[mask]))
+    out = found.new_zeros(*mask.shape, found.shape[1])
+    out[mask] = found
+    return out
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x.float(), dim=-1)
