@@ -82,8 +82,8 @@ def mean_over_pairs(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Soft assignment of this rank's rows to K prototypes, which share the rows of all ranks equally (Cuturi, 2013; used
-    as in SwAV, Caron et al., 2020).
+    """Soft assignment of this rank's rows to K prototypes, which share the rows of all ranks equally (Cuturi, 2013; as
+    in SwAV, Caron et al., 2020).
 
     Args: scores (B, K). Returns: (B, K), rows sum to 1.
     """
