@@ -2,15 +2,14 @@
 
 For region vectors V and word vectors W: scores V W^T; softmax over words for each region; times tau_1, softmax over
 regions for each word, which gives the attention a; context c_k = sum_r a_kr V_r; then cos(W_k, c_k).
-
-No context is ever built: W_k . c_k = sum_r a_kr (V_r . W_k) and |c_k|^2 = a_k (V V^T) a_k, so memory holds one number
-for each (image, report, word, region), not one vector for each (image, report, word).
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from prior_bench.set_similarity import context_cosines
 
 _NEVER = -1e9  # finite, so that a report without words has no NaN gradient
 
@@ -27,10 +26,7 @@ def word_cosines(regions: Tensor, words: Tensor, mask: Tensor, tau_1: float) -> 
         there = mask[None, :, :, None]
         over_words = scores.masked_fill(~there, _NEVER).softmax(dim=2)
         attention = (tau_1 * over_words).softmax(dim=3)
-        gram = regions @ regions.mT
-        norm = ((attention.flatten(1, 2) @ gram).view_as(attention) * attention).sum(dim=3).clamp_min(1e-12).sqrt()
-        dot = (attention * scores).sum(dim=3)
-        return dot / (norm * words.norm(dim=-1).clamp_min(1e-6)), attention
+        return context_cosines(attention, scores, regions, words), attention
 
 
 def log_sum_exp(cosines: Tensor, mask: Tensor, tau_2: float, mean: bool) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from prior_bench.data.augment import Augmentation, augment
 from prior_bench.data.reports import split_sentences
+from prior_bench.encoders.heads import bn_head, project_tokens, unit
 from prior_bench.encoders.image import ImageEncoder, image_input
 from prior_bench.encoders.pooling import segment_sums
 from prior_bench.encoders.text import TextEncoder
@@ -67,10 +68,10 @@ class Mgca(Method):
         self.image_encoder = ImageEncoder(recipe.image)
         self.text_encoder = text_encoder
         image, regions = self.image_encoder.channels, self.image_encoder.pyramid_channels[2]
-        self.image_global = _head(image, recipe.hidden, recipe.width)
-        self.image_local = _head(regions, recipe.hidden, recipe.width)
-        self.text_global = _head(text_encoder.width, recipe.hidden, recipe.width)
-        self.text_local = _head(text_encoder.width, recipe.hidden, recipe.width)
+        self.image_global = bn_head(image, recipe.hidden, recipe.width)
+        self.image_local = bn_head(regions, recipe.hidden, recipe.width)
+        self.text_global = bn_head(text_encoder.width, recipe.hidden, recipe.width)
+        self.text_local = bn_head(text_encoder.width, recipe.hidden, recipe.width)
         self.prototypes = nn.Parameter(F.normalize(torch.randn(recipe.prototypes, recipe.width), dim=1))
 
     @classmethod
@@ -87,9 +88,9 @@ class Mgca(Method):
     def encode_image(self, images: Tensor) -> ImageFeatures:
         if self.image_encoder.plain:
             seen = self.image_encoder.with_class_token(images)
-            return ImageFeatures(_unit(self.image_global(seen.token)), seen.map)
+            return ImageFeatures(unit(self.image_global(seen.token)), seen.map)
         features = self.image_encoder(images)
-        return ImageFeatures(_unit(self.image_global(features.mean(dim=(2, 3)))), features)
+        return ImageFeatures(unit(self.image_global(features.mean(dim=(2, 3)))), features)
 
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:
         tokens = self.text_encoder.pad([self.text_encoder.tokens(split_sentences(text)) for text in texts])
@@ -116,7 +117,7 @@ class Mgca(Method):
             whole, regions = levels[3].mean(dim=(2, 3)), levels[2].flatten(2).mT
             mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
             weights = mask / regions.shape[1]
-        return _Side(_unit(self.image_global(whole)), _tokens(self.image_local, regions, mask), mask, weights)
+        return _Side(unit(self.image_global(whole)), project_tokens(self.image_local, regions, mask), mask, weights)
 
     def _text(self, tokens: Batch) -> _Side:
         """The class token is the report; a word is the sum of its pieces, weighted by their share of its attention."""
@@ -125,7 +126,7 @@ class Mgca(Method):
         words, sizes = segment_sums(states, tokens["word"], count)
         shares, _ = segment_sums(attention.unsqueeze(-1), tokens["word"], count)
         mask = sizes > 0
-        return _Side(_unit(self.text_global(states[:, 0])), _tokens(self.text_local, words, mask), mask,
+        return _Side(unit(self.text_global(states[:, 0])), project_tokens(self.text_local, words, mask), mask,
                      clipped_weights(shares.squeeze(-1), mask))
 
     # --------------------------------------------------------------------------------------- training
@@ -157,20 +158,3 @@ class Mgca(Method):
         """Prototypes keep unit length."""
         with torch.no_grad():
             self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
-
-
-def _head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs),
-                         nn.BatchNorm1d(outputs, affine=False))
-
-
-def _tokens(head: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
-    """A head over tokens (B, N, C): unit length, zero at padding, which is no part of the batch norm."""
-    found: Tensor = _unit(head(tokens[mask]))
-    out = found.new_zeros(*mask.shape, found.shape[1])
-    out[mask] = found
-    return out
-
-
-def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x.float(), dim=-1)

@@ -1,0 +1,1 @@
+"""PLACE (Wang et al., 2025), re-implemented from the abstract."""
