@@ -9,6 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+_NEVER = -1e9  # a logit without weight; finite, or a sample without tokens would have NaN gradients
+
 
 class _AllReduceSum(torch.autograd.Function):
     """Sum over ranks, whose gradient is the sum over ranks as well: every rank's loss depends on every rank's input."""
@@ -117,3 +119,32 @@ def info_nce_directions(a: Tensor, b: Tensor, scale: Tensor | float) -> tuple[Te
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of `values` (...) where `mask` (...) is set; zero where nothing is set."""
     return (values * mask).sum() / mask.sum().clamp_min(1)
+
+
+def token_alignment(words: Tensor, mask: Tensor, word_weights: Tensor, patches: Tensor, patch_weights: Tensor,
+                    tau: float) -> Tensor:
+    """Tokens of one modality against what they attend to in the other, both ways added, averaged over all pairs: each
+    token must pick its own context among those of its sample's tokens (MGCA's L_CTA, Wang et al., 2022).
+
+    Args: words (B, L, D) with mask (B, L); patches (B, R, D); weights (B, L) and (B, R), each sums to 1 over a sample,
+    0 at padding. All vectors of unit length.
+    """
+    everywhere = torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
+    return (_one_way(words, mask, word_weights, patches, everywhere, tau)
+            + _one_way(patches, everywhere, patch_weights, words, mask, tau))
+
+
+def _one_way(queries: Tensor, query_mask: Tensor, weights: Tensor, keys: Tensor, key_mask: Tensor,
+             tau: float) -> Tensor:
+    """Each token against what it attends to on the other side, the sample's other tokens being the negatives."""
+    attention = (queries @ keys.mT / tau).masked_fill(~key_mask.unsqueeze(1), _NEVER).softmax(dim=2)
+    seen = F.normalize(attention @ keys, dim=-1)
+    scores = queries @ seen.mT / tau  # (B, N, N)
+    loss = sum(_weighted_cross_entropy(s, query_mask, weights) for s in (scores, scores.mT)) / 2
+    return mean_over_pairs(loss)
+
+
+def _weighted_cross_entropy(scores: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    """sum_k weight_k CE_k over each sample's own tokens: (B, N, N) -> (B,)."""
+    log_p = scores.masked_fill(~mask.unsqueeze(1), _NEVER).log_softmax(dim=2).diagonal(dim1=1, dim2=2)
+    return -(weights * log_p * mask).sum(dim=1)

@@ -23,9 +23,9 @@ from prior_bench.encoders.heads import bn_head, project_tokens, unit
 from prior_bench.encoders.image import ImageEncoder, image_input
 from prior_bench.encoders.pooling import segment_sums
 from prior_bench.encoders.text import TextEncoder
-from prior_bench.losses import info_nce_directions
+from prior_bench.losses import info_nce_directions, token_alignment
 from prior_bench.method import Batch, ImageFeatures, Method, Sample, StudyView, TextFeatures
-from prior_bench.methods.mgca.alignment import clipped_weights, prototype_alignment, token_alignment
+from prior_bench.methods.mgca.alignment import clipped_weights, prototype_alignment
 from prior_bench.recipes import Recipe
 
 

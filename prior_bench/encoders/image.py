@@ -93,6 +93,18 @@ class ImageEncoder(nn.Module):
             weights = scores.softmax(dim=-1).mean(dim=1)[:, prefix.shape[1] :]
         return ClassToken(prefix[:, 0], patches, weights)
 
+    def visible_tokens(self, images: Tensor, kept: Tensor) -> Tensor:
+        """A plain transformer that reads some of the patches alone, as MAE's encoder (He et al., 2022).
+
+        Args: kept: indices (B, n) of the patches on their grid, row by row. Returns: (B, n, channels).
+        """
+        model: Any = self.model
+        tokens = model._pos_embed(model.patch_embed(self._fitted(images)))
+        prefix, patches = tokens[:, : model.num_prefix_tokens], tokens[:, model.num_prefix_tokens :]
+        some = patches.gather(1, kept.unsqueeze(-1).expand(-1, -1, patches.shape[2]))
+        out: Tensor = model.norm(model.blocks(model.norm_pre(torch.cat([prefix, some], dim=1))))
+        return out[:, model.num_prefix_tokens :]
+
     def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Maps of strides 4, 8, 16 and 32 (B, C_i, H/s, W/s)."""
         if not self.plain:
