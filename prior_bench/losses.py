@@ -74,12 +74,8 @@ def pair_cross_entropy(scores: Tensor, before: int) -> Tensor:
 
 
 def mean_over_pairs(values: Tensor) -> Tensor:
-    """Mean of one value a pair (B,), weighted so that the mean over ranks is the mean over the pairs of all ranks."""
-    if world_size() == 1:
-        return values.mean()
-    total = torch.tensor(len(values), device=values.device)
-    dist.all_reduce(total)
-    return values.sum() * world_size() / total
+    """Mean of one value a pair (B,) over the pairs of all ranks; see `masked_mean`."""
+    return masked_mean(values, torch.ones_like(values))
 
 
 @torch.no_grad()
@@ -117,8 +113,15 @@ def info_nce_directions(a: Tensor, b: Tensor, scale: Tensor | float) -> tuple[Te
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` (...) where `mask` (...) is set; zero where nothing is set."""
-    return (values * mask).sum() / mask.sum().clamp_min(1)
+    """Mean of `values` (...) where `mask` (...) is set; zero where nothing is set.
+
+    The mean runs over all ranks' values: each rank's part is weighted so that the mean over ranks is that mean.
+    """
+    count = mask.sum()
+    if world_size() > 1:
+        count = count.clone()
+        dist.all_reduce(count)
+    return (values * mask).sum() * world_size() / count.clamp_min(1)
 
 
 def token_alignment(words: Tensor, mask: Tensor, word_weights: Tensor, patches: Tensor, patch_weights: Tensor,

@@ -22,7 +22,7 @@ from prior_bench.data.augment import Augmentation, augment
 from prior_bench.data.reports import split_sentences
 from prior_bench.encoders.heads import unit
 from prior_bench.encoders.image import ImageEncoder, image_input
-from prior_bench.encoders.mae import PatchDecoder, masked_patch_error, random_kept
+from prior_bench.encoders.mae import PatchDecoder, hidden_patches, masked_patch_error, random_kept
 from prior_bench.encoders.pooling import sentence_means
 from prior_bench.encoders.text import TextEncoder, Tokens
 from prior_bench.errors import UserError
@@ -95,9 +95,9 @@ class Mpma(Method):
         sizes, stride = recipe.fusion, self.image_encoder.stride
         self.fusion = Fusion(text, image, sizes.layers, sizes.heads, sizes.memory, sizes.memory_width, sizes.top)
         self.word_bias = nn.Parameter(torch.zeros(text_encoder.model.config.vocab_size))
-        patches = self.image_encoder.grid(recipe.image.size) ** 2
+        self.patches = self.image_encoder.grid(recipe.image.size) ** 2
         self.image_decoder = PatchDecoder(image, recipe.decoder.width, recipe.decoder.layers, recipe.decoder.heads,
-                                          patches, stride**2 * recipe.image.channels)
+                                          self.patches, stride**2 * recipe.image.channels)
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, texts: Iterable[str] | None = None, tokenizer: Path | None = None) -> Mpma:
@@ -140,11 +140,12 @@ class Mpma(Method):
     # --------------------------------------------------------------------------------------- training
 
     def view(self, study: StudyView, rng: np.random.Generator) -> Sample:
-        """One of the study's images, augmented, its report in the order in which it was written, and which of its word
-        pieces are masked: whole words, drawn at the recipe's rate."""
+        """One of the study's images, augmented, its report in its own order, which patches stay, and which word pieces
+        are masked: whole words, drawn at the recipe's rate."""
         pixels = augment(study.images[rng.integers(len(study.images))], self.recipe.augmentation, rng)
         tokens = self.text_encoder.tokens(study.report.sentences)
-        return {"image": pixels, "tokens": tokens, "masked": _masked_pieces(tokens, self.recipe.words_masked, rng)}
+        return {"image": pixels, "tokens": tokens, "masked": _masked_pieces(tokens, self.recipe.words_masked, rng),
+                "kept": random_kept(self.patches, self.recipe.image_masked, rng)}
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         images = torch.from_numpy(np.stack([s["image"] for s in samples])).unsqueeze(1)
@@ -152,30 +153,26 @@ class Mpma(Method):
         masked = torch.zeros(tokens["ids"].shape, dtype=torch.bool)
         for row, sample in zip(masked, samples, strict=True):
             row[: len(sample["masked"])] = torch.from_numpy(sample["masked"])
-        return {"image": images, **tokens, "masked": masked}
+        kept = torch.from_numpy(np.stack([s["kept"] for s in samples]))
+        return {"image": images, **tokens, "masked": masked, "kept": kept}
 
     def losses(self, batch: Batch, progress: float) -> dict[str, tuple[float, Tensor]]:
         """The clean pair is aligned, the masked pair reconstructed, by the same encoders."""
         images = self.normalise(batch["image"])
         features, text = self.image_encoder(images), self._text(batch)
-        visible, kept, hidden = self._visible(images)
+        kept, side = batch["kept"], self.image_encoder.stride
+        visible = self.image_encoder.visible_tokens(images, kept)
+        hidden = hidden_patches(kept, self.patches)
         patches = unit(self.image_local(features.flatten(2).mT))
         even = torch.full(patches.shape[:2], 1 / patches.shape[1], device=patches.device)
         shares = text.mask / text.mask.sum(dim=1, keepdim=True).clamp_min(1)
         terms = {
-            "L_mim": mean_over_pairs(masked_patch_error(self.image_decoder(visible, kept), images, hidden,
-                                                        self.image_encoder.stride)),
+            "L_mim": mean_over_pairs(masked_patch_error(self.image_decoder(visible, kept), images, hidden, side)),
             "L_mlm": self._word_loss(batch, visible),
             "L_global": info_nce(self._global(features), text.joint, self.logit_scale.exp()),
             "L_local": token_alignment(text.sentences, text.mask, shares, patches, even, self.recipe.tau_local),
         }
         return {name: (weight, terms[name]) for name, weight in zip(terms, self.recipe.loss_weights, strict=True)}
-
-    def _visible(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens of the patches that stay, their indices, and the mask of the others."""
-        patches = self.image_encoder.grid(images.shape[-1]) ** 2
-        kept, hidden = random_kept(len(images), patches, self.recipe.image_masked, images.device)
-        return self.image_encoder.visible_tokens(images, kept), kept, hidden
 
     def _word_loss(self, batch: Batch, visible: Tensor) -> Tensor:
         """Cross-entropy of the masked word pieces, predicted from the other words and the visible patches; the output

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prior_bench.losses import mean_over_pairs
+
 
 class ImageDecoder(nn.Module):
     """Up-sampling blocks of nearest-neighbour resize and twice (3x3 convolution, batch norm, ReLU), each with half the
@@ -43,7 +45,7 @@ def image_reconstruction_loss(reconstructed: Tensor, images: Tensor) -> Tensor:
     target = images.mean(dim=1, keepdim=True)
     if target.shape[-2:] != reconstructed.shape[-2:]:
         target = F.interpolate(target, reconstructed.shape[-2:], mode="bilinear", align_corners=True)
-    return F.l1_loss(reconstructed.float(), target)
+    return mean_over_pairs((reconstructed.float() - target).abs().mean(dim=(1, 2, 3)))
 
 
 class SentenceDecoder(nn.Module):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prior_bench.losses import masked_mean
+from prior_bench.losses import masked_mean, mean_over_pairs
 
 _NEVER = -1e9  # a logit without weight; finite, or a report without sentences would have NaN gradients
 
@@ -59,7 +59,7 @@ def image_loss(tokens: Tensor, seen: Tensor, predictor: nn.Module) -> Tensor:
     """L_li: negative cosine of image tokens (B, N, D) and what they see of the report, targets stopped; in [-1, 1]."""
     forth = F.cosine_similarity(predictor(tokens).float(), seen.detach().float(), dim=-1)
     back = F.cosine_similarity(predictor(seen).float(), tokens.detach().float(), dim=-1)
-    return -(forth.mean() + back.mean()) / 2
+    return mean_over_pairs(-(forth + back).mean(dim=1) / 2)
 
 
 def text_loss(sentences: Tensor, seen: Tensor, mask: Tensor, scale: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from prior_bench.data.augment import Augmentation, augment
 from prior_bench.encoders.image import ImageEncoder, fit_channels, image_input
 from prior_bench.encoders.pooling import AttentionPool, sentence_means
 from prior_bench.encoders.text import TextEncoder
-from prior_bench.losses import info_nce, masked_mean
+from prior_bench.losses import info_nce, masked_mean, mean_over_pairs
 from prior_bench.method import Batch, ImageFeatures, Method, Sample, StudyView, TextFeatures
 from prior_bench.methods.prior import official
 from prior_bench.methods.prior.decoders import (
@@ -304,7 +304,7 @@ class Prior(Method):
         divergence = self.bank.consistency(text.raw[:, kept], generated[:, kept])
         report = self._report(self.bank(generated) * mask.unsqueeze(-1), mask)
         return {
-            "L_spg": F.l1_loss(generated, targets),
+            "L_spg": mean_over_pairs((generated - targets).abs().mean(dim=(1, 2))),
             "L_kl": masked_mean(divergence, mask[:, kept]),
             "L_gpa": info_nce(report, text.report, scale),
         }

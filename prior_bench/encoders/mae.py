@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def random_kept(samples: int, patches: int, masked: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Indices (B, n) of the patches that stay, in random order, and the mask (B, patches) of those that do not."""
-    count = max(1, round(patches * (1 - masked)))
-    kept = torch.rand(samples, patches, device=device).argsort(dim=1)[:, :count]
-    mask = torch.ones(samples, patches, dtype=torch.bool, device=device).scatter_(1, kept, False)
-    return kept, mask
+def random_kept(patches: int, masked: float, rng: np.random.Generator) -> np.ndarray:
+    """Indices (n,) int64 of one image's patches that stay; drawn with the sample, so that a step can be made again."""
+    kept: np.ndarray = rng.permutation(patches)[: max(1, round(patches * (1 - masked)))]
+    return kept
+
+
+def hidden_patches(kept: Tensor, patches: int) -> Tensor:
+    """The mask (B, patches) of the patches that do not stay; kept (B, n)."""
+    every = torch.ones(len(kept), patches, dtype=torch.bool, device=kept.device)
+    return every.scatter(1, kept, False)
 
 
 def patchify(images: Tensor, side: int) -> Tensor:

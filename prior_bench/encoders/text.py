@@ -108,13 +108,23 @@ class TextEncoder(nn.Module):
         return out
 
     def last_layers(self, ids: Tensor, mask: Tensor, layers: int) -> Tensor:
-        """Hidden states of the last layers, the last one last: (layers, B, L, width)."""
-        states = self.model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True).hidden_states
-        return torch.stack(states[-layers:])
+        """Hidden states of the last layers, the last one last: (layers, B, L, width). For BERT and its kin.
+
+        Seen by hooks: transformers' own record of hidden states does not survive copying a model.
+        """
+        states: list[Tensor] = []
+        watched = self.model.encoder.layer[len(self.model.encoder.layer) - layers + 1 :]
+        hooks = [layer.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0])) for layer in watched]
+        try:
+            last = self(ids, mask)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.stack([*states, last])
 
     def with_class_attention(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Last hidden states (B, L, width) and the last layer's attention of the class token to each token (B, L),
-        averaged over heads, without gradient. For BERT and its kin."""
+        averaged over heads, without gradient."""
         before, last = self.last_layers(ids, mask, 2)
         with torch.no_grad():
             attention = self.model.encoder.layer[-1].attention.self

@@ -1,0 +1,40 @@
+"""`prior-bench check-method NAME`: run the conformance suite (`prior_bench.testing`) over a method."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from prior_bench.cli.common import PluginOption, add_plugins, verb
+from prior_bench.cli.run import overrides
+
+
+@verb
+def check(
+    name: Annotated[str, typer.Argument(help="A method, as in `prior-bench list`.")],
+    recipe: Annotated[str, typer.Option(help="Recipe to build it with, as in `prior-bench list`.")] = "small",
+    set_: Annotated[list[str] | None, typer.Option(
+        "--set", help="Change a recipe's value, as in width=64; may be repeated.", metavar="KEY=VALUE",
+        show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the initial weights.", min=0)] = 0,
+    plugin: PluginOption = None,
+) -> None:
+    """Check that a method keeps the rules of the encoder interface; exit code 1 where it does not."""
+    add_plugins(plugin)
+    from prior_bench import plugins, recipe_files, recipes
+
+    kind = plugins.load("methods", name)
+    chosen = recipes.load(recipe_files.recipe_file(name), recipe, kind.recipe_class, overrides(set_ or []))
+    from prior_bench.testing import check_method, sample_texts
+    from prior_bench.weights import new_method
+
+    outcomes = check_method(new_method(kind, chosen, seed, sample_texts()), raise_on_failure=False)
+    for outcome in outcomes:
+        typer.echo(f"{'FAILED' if outcome.problem else 'ok':7} {outcome.name}")
+        for line in outcome.problem.splitlines():
+            typer.echo(f"        {line}")
+    failed = sum(bool(outcome.problem) for outcome in outcomes)
+    typer.echo(f"{name} ({recipe}): {len(outcomes) - failed} of {len(outcomes)} checks passed")
+    if failed:
+        raise typer.Exit(1)
