@@ -51,26 +51,31 @@ class Outcome:
     problem: str = ""
 
 
-def check_method(method: Method, raise_on_failure: bool = True) -> list[Outcome]:
+def check_method(method: Method, raise_on_failure: bool = True, only: str = "") -> list[Outcome]:
     """Run every check that applies to a method, built by `from_recipe` and not yet trained.
 
     A vision-only method is not asked about texts, one that does not pre-train not about losses.
 
+    Args: only: run the checks alone whose name holds this.
     Raises: CheckFailed, unless `raise_on_failure` is off.
     """
     method = copy.deepcopy(method).eval()
     checks = list(ENCODING)
     checks += TEXT if method.has_text else []
     checks += TRAINING if method.pretrains else []
-    outcomes = [_outcome(check, method) for check in checks]
+    outcomes = [_outcome(check, method) for check in checks if only in _name(check)]
     failed = [f"{o.name}: {o.problem}" for o in outcomes if o.problem]
     if failed and raise_on_failure:
         raise CheckFailed(f"{method.name} fails {len(failed)} of {len(outcomes)} checks:\n" + "\n".join(failed))
     return outcomes
 
 
+def _name(check: Callable[[Method], None]) -> str:
+    return check.__name__.removeprefix("_").replace("_", " ")
+
+
 def _outcome(check: Callable[[Method], None], method: Method) -> Outcome:
-    name = check.__name__.removeprefix("_").replace("_", " ")
+    name = _name(check)
     try:
         check(copy.deepcopy(method))
     except NotApplicable:  # the method says that it has no such thing
@@ -294,10 +299,9 @@ def _padding_contributes_nothing(method: Method) -> None:
 def _two_ranks_equal_one_process(method: Method) -> None:
     """Terms and gradients of two ranks with unequal batches, averaged as DistributedDataParallel does, are those of one
     process with all rows. Batch norm and dropout in eval mode; what is random belongs to the sample."""
-    rows = range(len(REPORTS))
-    for progress in (0.0, 0.99):
-        parts = [sample_batch(method, rows[:4]), sample_batch(method, rows[4:])]
-        terms, gradients = _on_two_ranks(method, parts, progress)
+    rows, moments = range(len(REPORTS)), (0.0, 0.99)
+    parts = [sample_batch(method, rows[:4]), sample_batch(method, rows[4:])]
+    for progress, (terms, gradients) in zip(moments, _on_two_ranks(method, parts, moments), strict=True):
         expected = method(sample_batch(method, rows), progress)
         method.zero_grad()
         _total(expected).backward()
@@ -335,18 +339,20 @@ def _same_gradients(method: Method, found: Mapping[str, Tensor], when: str,
         _close(found.get(name, torch.zeros_like(gradient)), gradient, f"the gradient of {name} {when}", 1e-5 * scale)
 
 
-def _on_two_ranks(method: Method, parts: Sequence[Batch],
-                  progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Mean over two gloo processes of the terms and of the gradients."""
+Found = tuple[dict[str, Tensor], dict[str, Tensor]]  # loss terms, gradients
+
+
+def _on_two_ranks(method: Method, parts: Sequence[Batch], moments: Sequence[float]) -> list[Found]:
+    """Mean over two gloo processes of the terms and of the gradients, for each progress in `moments`."""
     import torch.multiprocessing as processes
 
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        torch.save((method, list(parts), progress), home / "inputs.pt")
+        torch.save((method, list(parts), list(moments)), home / "inputs.pt")
         file = inspect.getfile(type(method))
         plugin = file if type(method).__module__.startswith("prior_bench_plugin_") else ""  # given by --plugin
         processes.spawn(_rank, (str(home), plugin), nprocs=2)
-        found: tuple[dict[str, Tensor], dict[str, Tensor]] = torch.load(home / "outputs.pt", weights_only=True)
+        found: list[Found] = torch.load(home / "outputs.pt", weights_only=True)
     return found
 
 
@@ -356,17 +362,22 @@ def _rank(rank: int, folder: str, plugin: str) -> None:
     if plugin:
         plugins.add_file(Path(plugin))
     # Written by the parent process a moment ago, so that unpickling it is as safe as the parent.
-    method, parts, progress = torch.load(home / "inputs.pt", weights_only=False)
+    method, parts, moments = torch.load(home / "inputs.pt", weights_only=False)
+    found = []
     with _group(rank, home):
-        terms = method(parts[rank], progress)
-        _total(terms).backward()
-        values = {name: value.detach().clone() for name, (_, value) in terms.items()}
-        gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in method.named_parameters()}
-        for tensor in (*values.values(), *gradients.values()):
-            dist.all_reduce(tensor)
-            tensor /= 2
+        for progress in moments:
+            method.zero_grad()
+            terms = method(parts[rank], progress)
+            _total(terms).backward()
+            values = {name: value.detach().clone() for name, (_, value) in terms.items()}
+            gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+                         for name, p in method.named_parameters()}
+            for tensor in (*values.values(), *gradients.values()):
+                dist.all_reduce(tensor)
+                tensor /= 2
+            found.append((values, gradients))
         if rank == 0:
-            torch.save((values, gradients), home / "outputs.pt")
+            torch.save(found, home / "outputs.pt")
 
 
 @contextmanager
