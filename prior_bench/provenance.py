@@ -52,8 +52,14 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def command() -> str:
-    """The command line, without the folder of the program."""
-    return shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    """The command line; of an absolute path its last name alone: results are published, a machine's folders need not
+    be."""
+    return shlex.join(_without_folders(argument) for argument in sys.argv)
+
+
+def _without_folders(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{os.path.basename(value.rstrip('/'))}" if os.path.isabs(value) else argument
 
 
 def peak_memory() -> dict[str, int]:
