@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
     from prior_bench.task import Plan, Task
 
+_WEIGHT_KEYS = ("weights", "name", "encoder")  # of a recipe, whose value may be the path of weights
 NO_SOURCE = "none"  # pretrain_source of weights that no pre-training made: the reference rows
 _PACKAGE = Path(__file__).parent
 _SOURCES = ("encoders", "method.py", "recipes.py", "recipe_files.py", "weights.py")  # that initial weights depend on
@@ -180,7 +181,7 @@ def check(request: Request) -> None:
     """Refuse what can be refused without opening anything."""
     for kind, given in (("methods", request.methods), ("datasets", request.datasets)):
         for name in given:
-            _known(name, plugins.names(kind), kind.removesuffix("s"), f"--{kind.removesuffix('s')}")
+            _known(plugins.family(name)[0], plugins.names(kind), kind.removesuffix("s"), f"--{kind.removesuffix('s')}")
     for fraction in request.fractions:
         if fraction not in FRACTIONS:
             known = [f"{f:g}" for f in FRACTIONS]
@@ -246,12 +247,15 @@ def _weights(request: Request, method: str, seed: int, source: Opened | None) ->
     trains = recipe_files.resolve(file, request.recipe).get("training") is not None
     overrides = {key: value for key, value in sorted(request.overrides.items())
                  if trains or key.partition(".")[0] != "training"}  # one --set serves methods and reference rows
-    values = recipe_files.resolve(file, request.recipe, overrides)
     shown = ",".join(f"{key}={value}" for key, value in overrides.items())
     recipe = f"{request.recipe}[{shown}]" if shown else request.recipe
+    if encoder := plugins.family(method)[1]:
+        overrides = {**overrides, "encoder": encoder}
+    values = recipe_files.resolve(file, request.recipe, overrides)
     plugin = plugins.package_folder("methods", method)
     made_from: list[Any] = [method, values, seed, digest_sources(plugin) if plugin else None,
-                            _core_digest(_TRAINING_SOURCES if trains else _SOURCES), _library_versions()]
+                            _core_digest(_TRAINING_SOURCES if trains else _SOURCES), _library_versions(),
+                            _local_weights(values, request.cache)]
     if request.weights is not None:
         if not trains:
             raise UserError(f"the method {method!r} takes no weights", where="--weights", fix="leave --weights out")
@@ -286,6 +290,19 @@ def _processes() -> int:
     from prior_bench.engine.pretrain import world_size
 
     return world_size()
+
+
+def _local_weights(values: Mapping[str, Any], memo: Path) -> list[str]:
+    """Content of the files and folders that a recipe takes weights from: their names alone say nothing."""
+    found = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found += _local_weights(value, memo)
+        elif key in _WEIGHT_KEYS and isinstance(value, str):
+            # encoder: "NAME/path of a file" and "local-dir:folder" of OpenCLIP, too
+            spellings = (value, value.partition("/")[2], value.removeprefix("local-dir:"))
+            found += [_file_digest(Path(one), memo) for one in spellings if one and Path(one).exists()][:1]
+    return found
 
 
 def _file_digest(path: Path, memo: Path) -> str:

@@ -30,8 +30,15 @@ def names(kind: str) -> list[str]:
     return sorted({*_entry_points(kind), *_from_files[kind]})
 
 
+def family(name: str) -> tuple[str, str]:
+    """A name and what follows its colon: ("timm", "resnet50.a1_in1k") of "timm:resnet50.a1_in1k"."""
+    base, _, encoder = name.partition(":")
+    return base, encoder
+
+
 def load(kind: str, name: str) -> Any:
     """The class registered under `name`; an unknown name is a UserError with the nearest names."""
+    name, _ = family(name)
     if name in _from_files[kind]:
         return _from_files[kind][name]
     if name not in _entry_points(kind):
@@ -47,6 +54,7 @@ def load(kind: str, name: str) -> Any:
 
 def package_folder(kind: str, name: str) -> Path | None:
     """Folder or file of a plug-in's sources, found without importing it (for digests and recipe files)."""
+    name, _ = family(name)
     if name in _from_files[kind]:
         return Path(inspect.getfile(_from_files[kind][name]))
     module = _entry_points(kind)[name].value.partition(":")[0]

@@ -26,7 +26,7 @@ class ImageEncoderSpec(Strict):
     name: str = "resnet18"
     weights: str = "random"
     channels: Literal[1, 3] = 1
-    size: int = Field(128, multiple_of=8)
+    size: int = Field(128, gt=0)
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.25,)
     fit: Literal["squash", "letterbox", "crop"] = "squash"

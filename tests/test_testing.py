@@ -32,8 +32,9 @@ CASES = {
     "place": {**TINY_TEXT, **PLACE},
     "place (vit)": {**TINY_TEXT, **PLACE, **VIT},
     "mpma": {**TINY_TEXT, **VIT, "width": 8, **FUSION},
-    "random": TINY, "thumbnail": TINY, "supervised": TINY,
+    "random": TINY, "encoder": TINY, "thumbnail": TINY, "supervised": TINY, "imagenet": {**TINY, "image.weights": "random"},
 }
+WITH_WEIGHTS = {"timm", "open-clip", "hf"}  # checked in tests/methods/test_pretrained.py, on small checkpoints
 
 
 def build(name, settings, kind=None):
@@ -43,7 +44,7 @@ def build(name, settings, kind=None):
 
 
 def test_every_built_in_method_is_here():
-    assert {case.partition(" ")[0] for case in CASES} == set(plugins.names("methods"))
+    assert {case.partition(" ")[0] for case in CASES} | WITH_WEIGHTS == set(plugins.names("methods"))
 
 
 @pytest.mark.parametrize("case", CASES)

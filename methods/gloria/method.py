@@ -23,6 +23,7 @@ from prior_bench.data.reports import split_sentences
 from prior_bench.encoders.image import ImageEncoder, image_input
 from prior_bench.encoders.pooling import segment_sums
 from prior_bench.encoders.text import TextEncoder
+from prior_bench.layouts import renamed
 from prior_bench.losses import gather_padded, info_nce_directions, pair_cross_entropy
 from prior_bench.method import Batch, ImageFeatures, Method, Sample, StudyView, TextFeatures
 from prior_bench.methods.gloria.local_similarity import log_sum_exp, word_cosines
@@ -39,6 +40,7 @@ class GloriaRecipe(Recipe):
     tau_3: float = Field(10.0, gt=0)  # of both contrastive losses
     text_layers: int = Field(4, gt=0)  # last layers whose hidden states are summed
     length_normalised: bool = True  # the mean over words in the image-report similarity, in place of the sum
+    official_text: bool = False  # [CLS] and [SEP] count in the report's vector, as in the authors' weights
     sentences: bool = False  # train on one random sentence, not on the whole report
     augmentation: Augmentation = Augmentation()
 
@@ -76,6 +78,14 @@ class Gloria(Method):
 
     def save_tokenizer(self, folder: Path) -> None:
         self.text_encoder.save(folder)
+
+    def adapt_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The authors' Lightning file: `gloria.img_encoder.*` and `gloria.text_encoder.*`."""
+        if not any(key.startswith("gloria.") for key in state):
+            return state
+        names = {"gloria.img_encoder.model.": "image_encoder.model.", "gloria.text_encoder.model.": "text_encoder.model.",
+                 "gloria.img_encoder.": ""}
+        return renamed({key: value for key, value in state.items() if not key.endswith("position_ids")}, names)
 
     # --------------------------------------------------------------------------------------- encoding
 
@@ -132,14 +142,14 @@ class Gloria(Method):
         return out
 
     def _text(self, tokens: Batch) -> _Text:
-        """A word is the sum of its pieces, a report the mean of its words, both summed over the last layers."""
+        """A word is the sum of its pieces, a report that of its words (its length is made 1), over the last layers."""
         layers = min(self.recipe.text_layers, self.text_encoder.model.config.num_hidden_layers)
         pieces = self.text_encoder.last_layers(tokens["ids"], tokens["mask"], layers).sum(dim=0).float()
         count = max(int(tokens["word"].max()) + 1, 1)
         words, sizes = segment_sums(pieces, tokens["word"], count)
         mask = sizes > 0
-        report = words.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp_min(1)
-        return _Text(F.normalize(report, dim=-1), words, mask)
+        total = (pieces * tokens["mask"].unsqueeze(-1)).sum(dim=1) if self.recipe.official_text else words.sum(dim=1)
+        return _Text(F.normalize(total, dim=-1), words, mask)
 
     # --------------------------------------------------------------------------------------- training
 

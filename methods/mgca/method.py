@@ -23,6 +23,7 @@ from prior_bench.encoders.heads import bn_head, project_tokens, unit
 from prior_bench.encoders.image import ImageEncoder, image_input
 from prior_bench.encoders.pooling import segment_sums
 from prior_bench.encoders.text import TextEncoder
+from prior_bench.layouts import renamed
 from prior_bench.losses import info_nce_directions, token_alignment
 from prior_bench.method import Batch, ImageFeatures, Method, Sample, StudyView, TextFeatures
 from prior_bench.methods.mgca.alignment import clipped_weights, prototype_alignment
@@ -82,6 +83,20 @@ class Mgca(Method):
 
     def save_tokenizer(self, folder: Path) -> None:
         self.text_encoder.save(folder)
+
+    def adapt_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The authors' Lightning file: `img_encoder_q.*`, `text_encoder_q.*`; their local heads are 1x1 convolutions."""
+        if not any(key.startswith("img_encoder_q.") for key in state):
+            return state
+        names = {"img_encoder_q.model.": "image_encoder.model.", "text_encoder_q.model.": "text_encoder.model.",
+                 "img_encoder_q.global_embed.head.": "image_global.", "img_encoder_q.local_embed.head.": "image_local.",
+                 "text_encoder_q.global_embed.head.": "text_global.", "text_encoder_q.local_embed.head.": "text_local.",
+                 "prototype_layer.weight": "prototypes"}
+        unused = ("patch_local_atten_layer.", "word_local_atten_layer.")
+        kept = {key: value for key, value in state.items()
+                if not key.startswith(unused) and not key.endswith("position_ids") and ".crossattention." not in key}
+        return {key: value.squeeze(-1) if "_local." in key and value.dim() == 3 else value
+                for key, value in renamed(kept, names).items()}
 
     # --------------------------------------------------------------------------------------- encoding
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prior_bench.methods.reference.encoder import EncoderOnly
+from prior_bench.encoders.alone import EncoderOnly
 
 
 class Random(EncoderOnly):

@@ -3,7 +3,7 @@ subset. What labels alone are worth at that fraction."""
 
 from __future__ import annotations
 
-from prior_bench.methods.reference.encoder import EncoderOnly
+from prior_bench.encoders.alone import EncoderOnly
 
 
 class Supervised(EncoderOnly):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from prior_bench import __version__
-from prior_bench.cli import check_method, data, doctor, leaderboard, list, pretrain, run
+from prior_bench.cli import check_method, data, doctor, leaderboard, list, pretrain, run, weights
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True,
                   help="Compare vision-language pre-training methods on chest X-rays under one protocol.")
@@ -16,6 +16,7 @@ app.command("list")(list.list_names)
 app.command()(doctor.doctor)
 app.command("check-method")(check_method.check)
 app.add_typer(data.app, name="data")
+app.add_typer(weights.app, name="weights")
 
 
 @app.callback(invoke_without_command=True)

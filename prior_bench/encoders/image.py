@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -12,21 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prior_bench.errors import UserError, unknown_name
+from prior_bench.layouts import image_state, recognise
 from prior_bench.recipes import ImageEncoderSpec
 from prior_bench.types import ImageInput
 from prior_bench.weights import fit_state, read_state
 
 STRIDES = (4, 8, 16, 32)
-_CLASSIFIERS = ("fc.", "head.", "classifier.")
 
 
-def image_input(spec: ImageEncoderSpec) -> ImageInput:
+def image_input(spec: ImageEncoderSpec, interpolation: Literal["bilinear", "bicubic"] = "bilinear") -> ImageInput:
     """How an encoder built from `spec` wants its images. Grey statistics serve all channels where only one is given."""
     def per_channel(values: tuple[float, ...]) -> tuple[float, ...]:
         return values * spec.channels if len(values) == 1 else values
 
     return ImageInput(size=spec.size, channels=spec.channels, mean=per_channel(spec.mean), std=per_channel(spec.std),
-                      fit=spec.fit)
+                      interpolation=interpolation, fit=spec.fit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class ImageEncoder(nn.Module):
             return p4, p8, p16, p32
         last = self(images)
         height, width = images.shape[-2:]
-        p4, p8, p16, p32 = (_resample(last, (height // s, width // s)) for s in STRIDES)
+        p4, p8, p16, p32 = (resample(last, (height // s, width // s)) for s in STRIDES)
         return p4, p8, p16, p32
 
     def _maps(self, images: Tensor, indices: list[int]) -> list[Tensor]:
@@ -133,7 +133,7 @@ class ImageEncoder(nn.Module):
         return max(1, round(size / self.stride)) * self.stride
 
 
-def _resample(x: Tensor, size: tuple[int, int]) -> Tensor:
+def resample(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear where the map grows, mean over the covered area where it shrinks."""
     if x.shape[-2:] == size:
         return x
@@ -185,8 +185,11 @@ def fit_channels(kernel: Tensor, channels: int) -> Tensor:
 
 
 def _load_file(model: nn.Module, file: Path) -> None:
-    """Load a state dict of the bare encoder; classifier weights in it are left out."""
-    state = {key: value for key, value in read_state(file).items() if not key.startswith(_CLASSIFIERS)}
+    """Load the encoder of a state dict, whose layout is recognised; classifier weights in it are left out."""
+    state = read_state(file)
+    layout = recognise(state)
+    if layout is not None:
+        state = image_state(state, layout)
     kernel = next(key for key, value in model.state_dict().items() if value.dim() == 4)
     if kernel in state:
         state[kernel] = fit_channels(state[kernel], model.state_dict()[kernel].shape[1])
@@ -194,4 +197,4 @@ def _load_file(model: nn.Module, file: Path) -> None:
     if coverage.missing or coverage.unexpected:
         raise UserError("the file does not hold the weights of this image encoder", where=str(file),
                         expected=f"a state dict with keys like {kernel}",
-                        fix=f"first missing: {coverage.missing[:3]}; first unexpected: {coverage.unexpected[:3]}")
+                        fix=f"see `prior-bench weights inspect {file.name}`; first missing: {coverage.missing[:3]}; first unexpected: {coverage.unexpected[:3]}")

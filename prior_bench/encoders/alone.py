@@ -1,4 +1,4 @@
-"""An image encoder alone, as both encoder references have it."""
+"""A method that is an image encoder alone, as the reference rows are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prior_bench.recipes import Recipe
 
 
 class EncoderOnly(Method):
-    """The recipe's image encoder with the weights that the recipe names, random in the recipes shipped here."""
+    """The recipe's image encoder with the weights that the recipe names."""
 
     has_text = False
     pretrains = False

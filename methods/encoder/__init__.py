@@ -1,0 +1,1 @@
+"""An image encoder with weights from a file."""

@@ -1,0 +1,1 @@
+"""ImageNet weights as a reference."""

@@ -1,0 +1,1 @@
+"""Encoders with weights of their own, by name: `timm:NAME`, `open-clip:NAME/PRETRAINED`, `hf:NAME or folder`."""

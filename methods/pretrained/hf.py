@@ -1,0 +1,101 @@
+"""`hf:NAME or folder`: an image encoder of transformers (ViT, DINOv2 as RAD-DINO, ResNet, ...), or a dual encoder of
+CLIP's or SigLIP's kind. Code that lies beside weights on the hub runs only with `--set trust_remote_code=true`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from prior_bench.method import ImageFeatures, TextFeatures
+from prior_bench.methods.pretrained.towers import PretrainedRecipe, Tower, missing
+from prior_bench.types import ImageInput
+
+_BICUBIC = 3  # PIL's number
+
+
+class HuggingFace(Tower):
+    name = "hf"
+    title = "transformers"
+
+    def __init__(self, recipe: PretrainedRecipe):
+        super().__init__()
+        import transformers
+
+        self.recipe = recipe
+        options = {"trust_remote_code": recipe.trust_remote_code}
+        try:
+            self.model: Any = transformers.AutoModel.from_pretrained(recipe.encoder, **options)
+            processor: Any = transformers.AutoImageProcessor.from_pretrained(recipe.encoder, **options)
+            self.has_text = hasattr(self.model, "get_text_features")
+            self.tokenizer: Any = None
+            if self.has_text:
+                self.tokenizer = transformers.AutoTokenizer.from_pretrained(recipe.encoder, **options)
+        except (OSError, ValueError, ImportError) as error:
+            raise missing("transformers", recipe.encoder, error, "a model on the hub or in a local folder") from error
+        self.vision: Any = self.model.vision_model if self.has_text else self.model
+        interpolation: Literal["bilinear", "bicubic"] = "bicubic" if processor.resample == _BICUBIC else "bilinear"
+        self.image_input = ImageInput(size=_size(processor), channels=3, mean=tuple(processor.image_mean),
+                                      std=tuple(processor.image_std), interpolation=interpolation)
+        self.eval()
+        self.probe()
+
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        if not self.has_text:
+            return ImageFeatures(None, self.maps(images)[-1])
+        joint = _vector(self.model.get_image_features(pixel_values=images))
+        return ImageFeatures(F.normalize(joint.float(), dim=-1), self.maps(images)[-1])
+
+    def maps(self, images: Tensor) -> Sequence[Tensor]:
+        found = self.vision(pixel_values=images, output_hidden_states=self._pyramidal)
+        if not self._pyramidal:
+            return [_on_grid(found.last_hidden_state, images.shape[-1], self._patch)]
+        return [state for state in found.hidden_states if state.dim() == 4]
+
+    def encode_text(self, texts: Sequence[str]) -> TextFeatures:
+        if not self.has_text:
+            return super().encode_text(texts)
+        device = next(self.model.parameters()).device
+        longest = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        tokens = self.tokenizer(list(texts), padding="max_length" if self._fixed_length else True, truncation=True,
+                                max_length=longest, return_tensors="pt").to(device)
+        return TextFeatures(F.normalize(_vector(self.model.get_text_features(**tokens)).float(), dim=-1))
+
+    @property
+    def _patch(self) -> int | None:
+        """Pixels of a patch's side; None for a convolutional network."""
+        patch: int | None = getattr(self.vision.config, "patch_size", None)
+        return patch
+
+    @property
+    def _pyramidal(self) -> bool:
+        return self._patch is None
+
+    @property
+    def _fixed_length(self) -> bool:
+        """SigLIP was trained with padding to the whole context."""
+        return str(self.model.config.model_type).startswith("siglip")
+
+
+def _size(processor: Any) -> int:
+    sizes = dict(getattr(processor, "crop_size", None) or processor.size)
+    size: int = sizes.get("height") or sizes["shortest_edge"]
+    return size
+
+
+def _vector(found: Any) -> Tensor:
+    """Some versions of transformers give the vector, some an output that holds it."""
+    out: Tensor = found if isinstance(found, Tensor) else found.pooler_output
+    return out
+
+
+def _on_grid(tokens: Tensor, size: int, patch: int | None) -> Tensor:
+    """Tokens (B, prefix + h w, C), or a map already, as a map (B, C, h, w)."""
+    if tokens.dim() == 4:
+        return tokens
+    assert patch is not None
+    side = size // patch
+    return tokens[:, -side * side :].mT.unflatten(2, (side, side))

@@ -1,0 +1,78 @@
+"""`open-clip:NAME/PRETRAINED`: a dual encoder of OpenCLIP: CLIP, BiomedCLIP and relatives.
+
+PRETRAINED is a tag of open_clip or the path of a file; `hf-hub:ORG/REPO` and `local-dir:FOLDER` name both at once.
+Texts that are longer than the encoder's context are cut there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from prior_bench.errors import UserError, unknown_name
+from prior_bench.method import ImageFeatures, TextFeatures
+from prior_bench.methods.pretrained.towers import PretrainedRecipe, Tower, missing
+from prior_bench.types import ImageInput
+
+_SCHEMES = ("hf-hub:", "local-dir:")
+
+
+class OpenClip(Tower):
+    name = "open-clip"
+    title = "OpenCLIP"
+
+    def __init__(self, recipe: PretrainedRecipe):
+        super().__init__()
+        import open_clip
+
+        self.recipe = recipe
+        name, pretrained = _split(recipe.encoder)
+        try:
+            self.model: Any = open_clip.create_model(name, pretrained=pretrained)
+            self.tokenizer = open_clip.get_tokenizer(name)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise missing("OpenCLIP", recipe.encoder, error, "NAME/PRETRAINED, hf-hub:ORG/REPO or local-dir:FOLDER"
+                          ) from error
+        config = self.model.visual.preprocess_cfg
+        size = config["size"]
+        interpolation: Literal["bilinear", "bicubic"] = config["interpolation"]
+        self.image_input = ImageInput(size=size if isinstance(size, int) else size[0], channels=3,
+                                      mean=tuple(config["mean"]), std=tuple(config["std"]), interpolation=interpolation)
+        self.eval()
+        self.probe()
+
+    def encode_image(self, images: Tensor) -> ImageFeatures:
+        found = self.model.forward_intermediates(image=images, image_indices=1, normalize_intermediates=True)
+        return ImageFeatures(F.normalize(found["image_features"].float(), dim=-1), found["image_intermediates"][-1])
+
+    def maps(self, images: Tensor) -> Sequence[Tensor]:
+        found = self.model.forward_intermediates(image=images, normalize_intermediates=True)
+        maps: list[Tensor] = found["image_intermediates"]
+        return maps
+
+    def encode_text(self, texts: Sequence[str]) -> TextFeatures:
+        tokens = self.tokenizer(list(texts)).to(next(self.model.parameters()).device)
+        return TextFeatures(F.normalize(self.model.encode_text(tokens).float(), dim=-1))
+
+
+def _split(encoder: str) -> tuple[str, str | None]:
+    """The model's name and its weights, a tag or a file."""
+    import open_clip
+
+    if encoder.startswith(_SCHEMES):
+        return encoder, None
+    name, _, pretrained = encoder.partition("/")
+    if name not in open_clip.list_models():
+        raise unknown_name("model of OpenCLIP", name, open_clip.list_models(), where="--method")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained not in tags and not Path(pretrained).is_file():
+        raise UserError(f"the weights of {name} are not named" if not pretrained else
+                        f"no weights {pretrained!r} of {name}", where="--method",
+                        expected=f"open-clip:{name}/ and one of {', '.join(tags)}, or the path of a file")
+    return name, pretrained
+
+

@@ -1,0 +1,46 @@
+"""`timm:NAME`: any image encoder of timm with its pretrained weights. Vision only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from prior_bench.encoders.image import ImageEncoder, image_input
+from prior_bench.errors import unknown_name
+from prior_bench.methods.pretrained.towers import PretrainedRecipe, Tower
+from prior_bench.recipes import ImageEncoderSpec
+
+
+class Timm(Tower):
+    """The encoder is that of every method here, with the input that timm states for the weights; it takes any size."""
+
+    name = "timm"
+    title = "timm"
+    has_text = False
+
+    def __init__(self, recipe: PretrainedRecipe):
+        super().__init__()
+        import timm
+
+        config: Any = timm.get_pretrained_cfg(recipe.encoder)
+        if config is None or not config.has_weights:
+            raise unknown_name("pretrained encoder of timm", recipe.encoder, timm.list_pretrained(), where="--method")
+        self.recipe = recipe
+        weights = recipe.image.weights if recipe.image.weights != "random" else "hub"
+        spec = ImageEncoderSpec(name=recipe.encoder, weights=weights, channels=3, size=config.input_size[-1],
+                                mean=config.mean, std=config.std)
+        self.image_input = image_input(spec, config.interpolation)
+        self.image_encoder = ImageEncoder(spec)
+        self.patch = self.image_encoder.stride if self.image_encoder.plain else 1
+
+    def maps(self, images: Tensor) -> Sequence[Tensor]:
+        return [self.image_encoder(images)]
+
+    def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.image_encoder.pyramid(images)
+
+    @property
+    def pyramid_channels(self) -> tuple[int, int, int, int]:
+        return self.image_encoder.pyramid_channels

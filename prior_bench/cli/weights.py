@@ -1,0 +1,63 @@
+"""`prior-bench weights inspect FILE`: which layout a weights file has, what it holds, and what would be loaded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prior_bench.cli.common import verb
+
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look into weights files.")
+
+
+@app.callback()
+def _weights() -> None:
+    """Look into weights files."""
+
+
+@app.command()
+@verb
+def inspect(file: Annotated[Path, typer.Argument(help="A file by the authors of a method, or of ours.")]) -> None:
+    """Say which layout a weights file has, what it holds, and how it is used."""
+    from prior_bench.layouts import image_state, recognise, text_state
+    from prior_bench.weights import read_state
+
+    state = read_state(file)
+    layout = recognise(state)
+    numbers = sum(value.numel() for value in state.values())
+    typer.echo(f"{file.name}: {len(state)} tensors, {numbers / 1e6:.1f} million numbers")
+    for prefix, count in sorted(Counter(_group(key) for key in state).items()):
+        typer.echo(f"  {prefix:40} {count} tensors")
+    if layout is None:
+        typer.echo("layout: not known; rename the image encoder's keys to torchvision's or timm's")
+        return
+    image, text = image_state(state, layout), text_state(state, layout)
+    typer.echo(f"layout: {layout.name} ({layout.title})" + (f"; {layout.note}" if layout.note else ""))
+    typer.echo(f"image encoder: {len(image)} tensors, {_architecture(image)}")
+    typer.echo(f"text encoder: {f'{len(text)} tensors' if text else 'none'}")
+    typer.echo(f"use: {_use(layout.name, image)}")
+
+
+def _group(key: str) -> str:
+    return ".".join(key.split(".")[:2]) if "." in key else key
+
+
+def _architecture(image: dict) -> str:  # type: ignore[type-arg]
+    kernel = image.get("conv1.weight", image.get("patch_embed.proj.weight"))
+    if kernel is None:
+        return "architecture not known"
+    kind = "ResNet" if "conv1.weight" in image else "vision transformer"
+    layers = len({key.split(".")[1] if kind != "ResNet" else ".".join(key.split(".")[:2])
+                  for key in image if key.startswith(("layer", "blocks."))})
+    return f"a {kind} with {kernel.shape[1]} input channels, {layers} blocks"
+
+
+def _use(layout: str, image: dict) -> str:  # type: ignore[type-arg]
+    full = {"prior-full": "prior --recipe paper", "gloria": "gloria --recipe paper", "mgca": "mgca --recipe paper"}
+    if layout in full:
+        return f"prior-bench run --method {full[layout]} --weights FILE, or its image encoder alone as below"
+    recipe = "resnet50" if "conv1.weight" in image else "vit-base"
+    return f"prior-bench run --method encoder --recipe {recipe} --set image.weights=FILE"

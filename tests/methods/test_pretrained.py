@@ -1,0 +1,190 @@
+"""Encoders with weights of their own: small checkpoints made here, what they compute, and the input they state."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers
+
+from prior_bench import grid, plugins
+from prior_bench.errors import UserError
+from prior_bench.methods.pretrained.towers import PretrainedRecipe
+from prior_bench.recipes import ImageEncoderSpec
+from prior_bench.testing import check_method, sample_images
+from prior_bench.weights import new_method
+
+
+def build(name: str, **values: object):
+    family, encoder = plugins.family(name)
+    recipe = PretrainedRecipe(text=None, encoder=encoder, **values)
+    return new_method(plugins.load("methods", family), recipe, 0)
+
+
+# --------------------------------------------------------------------------------------------- timm
+
+
+@pytest.fixture
+def timm_file(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=0)
+    torch.save(model.state_dict(), tmp_path / "vit.pt")
+    return model.eval(), tmp_path / "vit.pt"
+
+
+def test_timm_computes_what_timm_computes(timm_file):
+    model, file = timm_file
+    method = build("timm:test_vit.r160_in1k", image=ImageEncoderSpec(weights=str(file)))
+    config = timm.get_pretrained_cfg("test_vit.r160_in1k")
+    spec = method.image_input
+    assert (spec.size, spec.mean, spec.std, spec.interpolation) == (160, config.mean, config.std, config.interpolation)
+    images = sample_images(method, 2)
+    with torch.no_grad():
+        expected = model.set_input_size(img_size=160) or model.forward_features(images)
+        found = method.encode_image(images)
+    torch.testing.assert_close(found.map.flatten(2).mT, expected[:, model.num_prefix_tokens :], atol=1e-4, rtol=1e-3)
+    assert found.joint is None
+    check_method(method)
+
+
+def test_timm_without_a_name_or_with_an_unknown_one():
+    with pytest.raises(UserError, match="timm:NAME"):
+        build("timm:")
+    with pytest.raises(UserError, match="resnet50"):
+        build("timm:resnet50.nobody_in1k")
+
+
+# ----------------------------------------------------------------------------------------- OpenCLIP
+
+
+@pytest.fixture
+def clip_folder(tmp_path):
+    import open_clip
+
+    torch.manual_seed(0)
+    config = {"model_cfg": {"embed_dim": 16,
+                            "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16,
+                                           "patch_size": 8},
+                            "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2,
+                                         "layers": 1}},
+              "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bicubic"}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    model = open_clip.CLIP(**config["model_cfg"])
+    torch.save(model.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
+    return model.eval(), tmp_path
+
+
+def test_open_clip_computes_what_open_clip_computes(clip_folder):
+    import open_clip
+
+    model, folder = clip_folder
+    method = build(f"open-clip:local-dir:{folder}")
+    spec = method.image_input
+    assert (spec.size, spec.interpolation) == (32, "bicubic")
+    np.testing.assert_allclose(spec.mean, (0.1, 0.2, 0.3))
+    np.testing.assert_allclose(spec.std, (0.4, 0.5, 0.6))
+    images = sample_images(method, 3)
+    texts = ["No pneumothorax.", "The heart is enlarged."]
+    with torch.no_grad():
+        torch.testing.assert_close(method.encode_image(images).joint, model.encode_image(images, normalize=True))
+        tokens = open_clip.get_tokenizer("ViT-B-32", context_length=20)(texts)
+        torch.testing.assert_close(method.encode_text(texts).joint, model.encode_text(tokens, normalize=True))
+        assert method.encode_image(images).map.shape == (3, 32, 4, 4)
+    check_method(method)
+
+
+def test_open_clip_names_what_is_missing():
+    with pytest.raises(UserError, match="openai"):
+        build("open-clip:ViT-B-32")
+    with pytest.raises(UserError, match="did you mean"):
+        build("open-clip:ViT-B-33/openai")
+
+
+# -------------------------------------------------------------------------------------- transformers
+
+
+def vision_folder(folder: Path) -> tuple[torch.nn.Module, Path]:
+    torch.manual_seed(0)
+    config = transformers.Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=42,
+                                       patch_size=14)
+    model = transformers.Dinov2Model(config)
+    model.save_pretrained(folder)
+    transformers.BitImageProcessor(size={"shortest_edge": 42}, crop_size={"height": 42, "width": 42}, resample=3,
+                                   image_mean=[0.5] * 3, image_std=[0.2] * 3).save_pretrained(folder)
+    return model.eval(), folder
+
+
+def test_a_vision_encoder_of_transformers(tmp_path):
+    model, folder = vision_folder(tmp_path)
+    method = build(f"hf:{folder}")
+    spec = method.image_input
+    assert (spec.size, spec.interpolation, spec.std) == (42, "bicubic", (0.2,) * 3)
+    assert not method.has_text
+    images = sample_images(method, 2)
+    with torch.no_grad():
+        expected = model(pixel_values=images).last_hidden_state[:, 1:]
+        torch.testing.assert_close(method.encode_image(images).map.flatten(2).mT, expected)
+    check_method(method)
+    dense = method.pyramid(torch.nn.functional.interpolate(images, (64, 64)))
+    assert [tuple(level.shape[2:]) for level in dense] == [(16, 16), (8, 8), (4, 4), (2, 2)]
+
+
+def test_a_convolutional_encoder_of_transformers_has_a_real_pyramid(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1],
+                                       layer_type="basic")
+    transformers.ResNetModel(config).save_pretrained(tmp_path)
+    transformers.BitImageProcessor(size={"height": 64, "width": 64}, do_center_crop=False, image_mean=[0.5] * 3,
+                                   image_std=[0.5] * 3).save_pretrained(tmp_path)
+    method = build(f"hf:{tmp_path}")
+    assert method.pyramid_channels == (8, 12, 16, 20)
+    check_method(method)
+
+
+def test_a_dual_encoder_of_transformers(tmp_path):
+    from prior_bench.encoders.text import build_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(["No pneumothorax is seen. The heart is enlarged. Clear lungs."] * 3, 80)
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 32, "patch_size": 8}
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "vocab_size": len(tokenizer), "max_position_embeddings": 24, "eos_token_id": tokenizer.sep_token_id}
+    config = transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=8)
+    model = transformers.CLIPModel(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        tmp_path)
+    method = build(f"hf:{tmp_path}")
+    assert method.has_text
+    images, texts = sample_images(method, 3), ["The heart is enlarged.", "No pneumothorax is seen."]
+    with torch.no_grad():
+        tokens = tokenizer(texts, padding=True, return_tensors="pt")
+        expected = model(pixel_values=images, input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        torch.testing.assert_close(method.encode_image(images).joint, expected.image_embeds)
+        torch.testing.assert_close(method.encode_text(texts).joint, expected.text_embeds)
+    check_method(method)
+
+
+def test_a_folder_that_is_no_model(tmp_path):
+    with pytest.raises(UserError, match="local folder"):
+        build(f"hf:{tmp_path / 'nowhere'}")
+
+
+# ------------------------------------------------------------------------------------------ planning
+
+
+def test_a_plan_follows_the_content_of_local_weights(tmp_path):
+    request = grid.Request(methods=(f"hf:{tmp_path / 'model'}",), tasks=("classification",),
+                           output=tmp_path / "results", cache=tmp_path / "cache")
+    vision_folder(tmp_path / "model")
+    first, again = (grid.plan(request).cells[0].weights for _ in range(2))
+    assert first.key == again.key
+    assert first.method == f"hf:{tmp_path / 'model'}"
+    (tmp_path / "model" / "more.json").write_text("{}")
+    assert grid.plan(request).cells[0].weights.key != first.key

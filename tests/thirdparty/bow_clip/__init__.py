@@ -1,0 +1,1 @@
+"""A method, a task and a dataset that live outside prior-bench."""
