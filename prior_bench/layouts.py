@@ -1,7 +1,7 @@
 """Layouts of released checkpoints: which file it is, and its image and text encoder under common names.
 
-Image encoders come out under torchvision's and timm's names (`conv1.weight`, `layer1.0...`, `blocks.0...`), text encoders
-under those of transformers' BERT. Encoders and `prior-bench weights inspect` share the table.
+Image encoders come out under torchvision's and timm's names (`conv1.weight`, `layer1.0...`, `blocks.0...`), text
+encoders under those of transformers' BERT. Encoders and `prior-bench weights inspect` share the table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One kind of file: `marker` is the start of a key that tells it; `image` and `text` are the encoders' prefixes."""
+    """One kind of file: `marker` is the start of a key that tells it; `image` and `text` are prefixes of encoders."""
 
     name: str
     title: str

@@ -202,8 +202,8 @@ def _weights_survive_saving(method: Method) -> None:
     from prior_bench.weights import load_method, save_weights
 
     recipe: Any = getattr(method, "recipe", None)
-    if recipe is None or method.name not in plugins.names("methods"):
-        return  # a method without recipe or entry point has no folder of weights
+    if not method.pretrains or recipe is None or method.name not in plugins.names("methods"):
+        return  # what is not trained, or has no recipe or entry point, has no folder of weights
     with tempfile.TemporaryDirectory() as folder:
         again = load_method(save_weights(Path(folder) / "weights", method, recipe, {}))
     images = sample_images(method)

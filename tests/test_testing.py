@@ -32,7 +32,8 @@ CASES = {
     "place": {**TINY_TEXT, **PLACE},
     "place (vit)": {**TINY_TEXT, **PLACE, **VIT},
     "mpma": {**TINY_TEXT, **VIT, "width": 8, **FUSION},
-    "random": TINY, "encoder": TINY, "thumbnail": TINY, "supervised": TINY, "imagenet": {**TINY, "image.weights": "random"},
+    "random": TINY, "encoder": TINY, "thumbnail": TINY, "supervised": TINY,
+    "imagenet": {**TINY, "image.weights": "random"},
 }
 WITH_WEIGHTS = {"timm", "open-clip", "hf"}  # checked in tests/methods/test_pretrained.py, on small checkpoints
 

@@ -83,8 +83,8 @@ class Gloria(Method):
         """The authors' Lightning file: `gloria.img_encoder.*` and `gloria.text_encoder.*`."""
         if not any(key.startswith("gloria.") for key in state):
             return state
-        names = {"gloria.img_encoder.model.": "image_encoder.model.", "gloria.text_encoder.model.": "text_encoder.model.",
-                 "gloria.img_encoder.": ""}
+        names = {"gloria.img_encoder.model.": "image_encoder.model.", "gloria.img_encoder.": "",
+                 "gloria.text_encoder.model.": "text_encoder.model."}
         return renamed({key: value for key, value in state.items() if not key.endswith("position_ids")}, names)
 
     # --------------------------------------------------------------------------------------- encoding

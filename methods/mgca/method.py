@@ -85,7 +85,7 @@ class Mgca(Method):
         self.text_encoder.save(folder)
 
     def adapt_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The authors' Lightning file: `img_encoder_q.*`, `text_encoder_q.*`; their local heads are 1x1 convolutions."""
+        """The authors' Lightning file, `img_encoder_q.*` and `text_encoder_q.*`, whose local heads are convolutions."""
         if not any(key.startswith("img_encoder_q.") for key in state):
             return state
         names = {"img_encoder_q.model.": "image_encoder.model.", "text_encoder_q.model.": "text_encoder.model.",

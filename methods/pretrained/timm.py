@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
@@ -24,7 +25,9 @@ class Timm(Tower):
         super().__init__()
         import timm
 
-        config: Any = timm.get_pretrained_cfg(recipe.encoder)
+        config: Any = None
+        with suppress(RuntimeError):  # an unknown tag of a known encoder
+            config = timm.get_pretrained_cfg(recipe.encoder)
         if config is None or not config.has_weights:
             raise unknown_name("pretrained encoder of timm", recipe.encoder, timm.list_pretrained(), where="--method")
         self.recipe = recipe

@@ -197,4 +197,5 @@ def _load_file(model: nn.Module, file: Path) -> None:
     if coverage.missing or coverage.unexpected:
         raise UserError("the file does not hold the weights of this image encoder", where=str(file),
                         expected=f"a state dict with keys like {kernel}",
-                        fix=f"see `prior-bench weights inspect {file.name}`; first missing: {coverage.missing[:3]}; first unexpected: {coverage.unexpected[:3]}")
+                        fix=f"see `prior-bench weights inspect {file.name}`; first missing: {coverage.missing[:3]}; "
+                            f"first unexpected: {coverage.unexpected[:3]}")
