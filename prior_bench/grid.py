@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,6 +134,7 @@ class Grid:
 def plan(request: Request) -> Grid:
     """Expand a request into its cells. Raises UserError for anything in it that is unknown or does not fit."""
     check(request)
+    request = replace(request, methods=_method_names(request))
     tasks = {name: plugins.load("tasks", name)() for name in _task_names(request)}
     _known(request.profile, list(dict.fromkeys(p for t in tasks.values() for p in t.profiles)), "profile", "--profile")
     modes = _modes(request, tasks)
@@ -181,6 +182,8 @@ def check(request: Request) -> None:
     """Refuse what can be refused without opening anything."""
     for kind, given in (("methods", request.methods), ("datasets", request.datasets)):
         for name in given:
+            if (kind, name) == ("methods", "all"):
+                continue
             _known(plugins.family(name)[0], plugins.names(kind), kind.removesuffix("s"), f"--{kind.removesuffix('s')}")
     for fraction in request.fractions:
         if fraction not in FRACTIONS:
@@ -197,6 +200,23 @@ def check(request: Request) -> None:
 def _known(name: str, known: Sequence[str], kind: str, where: str) -> None:
     if name not in known:
         raise unknown_name(kind, name, known, where=where)
+
+
+def _method_names(request: Request) -> list[str]:
+    """The methods asked for. `all` are those that have the recipe and can run without being told more: not families
+    (timm:NAME), nor references whose weights lie on the hub."""
+    if "all" not in request.methods:
+        return list(dict.fromkeys(request.methods))
+
+    def stands_alone(method: str) -> bool:
+        file = recipe_files.recipe_file(method)
+        if request.recipe not in recipe_files.read(file):
+            return False
+        values = recipe_files.resolve(file, request.recipe)
+        fetched = values.get("training") is None and values.get("image", {}).get("weights") == "hub"
+        return "encoder" not in values and not fetched
+
+    return [name for name in plugins.names("methods") if stands_alone(name)]
 
 
 def _task_names(request: Request) -> list[str]:

@@ -143,8 +143,8 @@ def _one_way(queries: Tensor, query_mask: Tensor, weights: Tensor, keys: Tensor,
     attention = (queries @ keys.mT / tau).masked_fill(~key_mask.unsqueeze(1), _NEVER).softmax(dim=2)
     seen = F.normalize(attention @ keys, dim=-1)
     scores = queries @ seen.mT / tau  # (B, N, N)
-    loss = sum(_weighted_cross_entropy(s, query_mask, weights) for s in (scores, scores.mT)) / 2
-    return mean_over_pairs(loss)
+    forth, back = (_weighted_cross_entropy(s, query_mask, weights) for s in (scores, scores.mT))
+    return mean_over_pairs((forth + back) / 2)
 
 
 def _weighted_cross_entropy(scores: Tensor, mask: Tensor, weights: Tensor) -> Tensor:

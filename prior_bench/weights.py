@@ -128,7 +128,7 @@ class _Inert:
             raise pickle.UnpicklingError(f"the file wants {module}.{name}")
 
 
-class _Shell(dict):  # type: ignore[type-arg]
+class _Shell(dict[Any, Any]):
     """Stands for an object that is not rebuilt; takes whatever arguments and state a pickle gives it, and drops it."""
 
     def __init__(self, *arguments: Any, **named: Any):

@@ -80,6 +80,13 @@ def test_what_trains_nothing_comes_first(request_):
     assert tasks == ["toy-text"] + ["toy-task"] * 5
 
 
+def test_all_methods_are_those_that_need_not_be_told_more(request_):
+    cells = grid.plan(replace(request_, methods=("all",), pretrain_on="phantom")).cells
+    found = {cell.weights.method for cell in cells}
+    assert found >= {"prior", "convirt", "gloria", "mgca", "place", "mpma", "random", "thumbnail", "supervised"}
+    assert not found & {"timm", "open-clip", "hf", "imagenet", "encoder"}
+
+
 def test_a_task_is_planned_under_the_profiles_that_it_has(request_):
     both = replace(request_, tasks=("toy-task", "zero-shot"))
     assert {c.task for c in grid.plan(replace(both, profile="paper")).cells} == {"toy-task"}

@@ -32,7 +32,7 @@ CASES = {
     "place": {**TINY_TEXT, **PLACE},
     "place (vit)": {**TINY_TEXT, **PLACE, **VIT},
     "mpma": {**TINY_TEXT, **VIT, "width": 8, **FUSION},
-    "random": TINY, "encoder": TINY, "thumbnail": TINY, "supervised": TINY,
+    "random": TINY, "thumbnail": TINY, "supervised": TINY, "encoder": TINY,
     "imagenet": {**TINY, "image.weights": "random"},
 }
 WITH_WEIGHTS = {"timm", "open-clip", "hf"}  # checked in tests/methods/test_pretrained.py, on small checkpoints
@@ -40,7 +40,8 @@ WITH_WEIGHTS = {"timm", "open-clip", "hf"}  # checked in tests/methods/test_pret
 
 def build(name, settings, kind=None):
     kind = kind or plugins.load("methods", name)
-    recipe = recipes.load(recipe_file(name), "small", kind.recipe_class, settings)
+    known = recipes.names(recipe_file(name))
+    recipe = recipes.load(recipe_file(name), "small" if "small" in known else known[0], kind.recipe_class, settings)
     return new_method(kind, recipe, 0, sample_texts())
 
 

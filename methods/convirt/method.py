@@ -73,7 +73,7 @@ class Convirt(Method):
         sentences = [split_sentences(text) or [text] for text in texts]
         counts = torch.tensor([len(some) for some in sentences])
         tokens = self.text_encoder.pad([self.text_encoder.tokens([s]) for some in sentences for s in some])
-        device = self.image_head[0].weight.device
+        device = next(self.image_head.parameters()).device
         vectors = self._text(tokens["ids"].to(device), tokens["mask"].to(device))
         mask = torch.arange(int(counts.max())) < counts.unsqueeze(1)  # (T, S)
         padded = vectors.new_zeros(*mask.shape, vectors.shape[1])

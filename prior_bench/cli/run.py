@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @verb
 def run(
-    method: Annotated[str, typer.Option(help="Methods by comma, as in `prior-bench list`.")],
+    method: Annotated[str, typer.Option(help="Methods by comma, as in `prior-bench list`, or all.")],
     task: Annotated[str, typer.Option(help="Tasks by comma, or all.")] = "all",
     dataset: Annotated[str, typer.Option(help="Datasets to evaluate on, by comma.")] = "phantom",
     target: Annotated[str | None, typer.Option(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prior_bench.cli.common import verb
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look into weights files.")
 
@@ -45,7 +49,7 @@ def _group(key: str) -> str:
     return ".".join(key.split(".")[:2]) if "." in key else key
 
 
-def _architecture(image: dict) -> str:  # type: ignore[type-arg]
+def _architecture(image: Mapping[str, Tensor]) -> str:
     kernel = image.get("conv1.weight", image.get("patch_embed.proj.weight"))
     if kernel is None:
         return "architecture not known"
@@ -55,7 +59,7 @@ def _architecture(image: dict) -> str:  # type: ignore[type-arg]
     return f"a {kind} with {kernel.shape[1]} input channels, {layers} blocks"
 
 
-def _use(layout: str, image: dict) -> str:  # type: ignore[type-arg]
+def _use(layout: str, image: Mapping[str, Tensor]) -> str:
     full = {"prior-full": "prior --recipe paper", "gloria": "gloria --recipe paper", "mgca": "mgca --recipe paper"}
     if layout in full:
         return f"prior-bench run --method {full[layout]} --weights FILE, or its image encoder alone as below"
