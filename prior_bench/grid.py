@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 _WEIGHT_KEYS = ("weights", "name", "encoder")  # of a recipe, whose value may be the path of weights
 NO_SOURCE = "none"  # pretrain_source of weights that no pre-training made: the reference rows
 _PACKAGE = Path(__file__).parent
-_SOURCES = ("encoders", "method.py", "recipes.py", "recipe_files.py", "weights.py")  # that initial weights depend on
-_TRAINING_SOURCES = (*_SOURCES, "engine", "data", "losses.py")  # that trained weights depend on
+# What initial weights depend on, and trained ones.
+_SOURCES = ("encoders", "method.py", "recipes.py", "recipe_files.py", "weights.py", "layouts.py")
+_TRAINING_SOURCES = (*_SOURCES, "engine", "data", "losses.py", "set_similarity.py")
 
 
 @dataclass(frozen=True, slots=True)

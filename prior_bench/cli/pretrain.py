@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ from prior_bench.cli.common import (
     verb,
 )
 from prior_bench.cli.run import overrides
+from prior_bench.errors import UserError
 
 if TYPE_CHECKING:
     from prior_bench.engine.pretrain import Report
@@ -39,6 +40,9 @@ def pretrain(
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16, where the recipe leaves it open.")] = "auto",
     output: Annotated[Path | None, typer.Option(
         help="Also copy the weights folder to here.", show_default=False)] = None,
+    wandb: Annotated[str | None, typer.Option(
+        help="Also send each step's losses to this Weights & Biases project (pip install prior-bench[wandb]).",
+        show_default=False)] = None,
     cache: CacheOption = None,
     data_root: DataRootOption = None,
     plugin: PluginOption = None,
@@ -60,9 +64,10 @@ def pretrain(
     from prior_bench.engine.precision import choose
 
     try:
-        with _progress(f"{method} ({recipe}) on {dataset}") as report:
+        with (_progress(f"{method} ({recipe}) on {dataset}") as report,
+              _sent_to(wandb, f"{method}-{recipe}-{dataset}-{seed}", chosen.model_dump(mode="json")) as log):
             weights = train(method, chosen, data, seed=seed, precision=choose(device, precision), cache=home,
-                            report=report, command=provenance.command())
+                            report=report, command=provenance.command(), log=log)
     except KeyboardInterrupt:
         typer.echo("interrupted; the last checkpoint is kept, and the same command goes on from there", err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -71,6 +76,20 @@ def pretrain(
     if output is not None:
         shutil.copytree(weights, output, dirs_exist_ok=True)
         typer.echo(f"copied to: {output}")
+
+
+@contextmanager
+def _sent_to(project: str | None, name: str, config: dict[str, Any]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A callback that sends rows of the log to a Weights & Biases project; without a project it does nothing."""
+    if project is None:
+        yield lambda row: None
+        return
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("wandb is not installed", where="--wandb", fix="pip install 'prior-bench[wandb]'") from error
+    with wandb.init(project=project, name=name, config=config) as run:
+        yield lambda row: run.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -68,10 +68,12 @@ class Stages(Hook):
 
 
 class Log(Hook):
-    """Writes one line of JSON a step and reports progress; both about once a second."""
+    """Writes one line of JSON a step, hands it to `also`, and reports progress; all about once a second."""
 
-    def __init__(self, file: Path, stages: Stages, per_epoch: int, images: int, report: Report):
+    def __init__(self, file: Path, stages: Stages, per_epoch: int, images: int, report: Report,
+                 also: Callable[[Mapping[str, Any]], None] = lambda row: None):
         self.file, self.stages, self.per_epoch, self.images, self.report = file, stages, per_epoch, images, report
+        self.also = also
         self.pending: list[dict[str, Any]] = []
         self.since = 0.0
 
@@ -111,6 +113,8 @@ class Log(Hook):
                                 fix="lower the stages' lr, set training.clip, or use --precision fp32")
         with open(self.file, "a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
+        for row in rows:
+            self.also(row)
         last = rows[-1]
         self.report("pre-training", (last["step"] + 1) / self.stages.steps,
                     f"loss {last['total']:.3f}, {rate:.0f} images/s, stage {last['stage']}")

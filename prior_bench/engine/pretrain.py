@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prior_bench import plugins
 from prior_bench.digests import digest_json, digest_sources
@@ -32,8 +32,8 @@ Report = Callable[[str, float, str], None]  # phase, share done in 0..1, what to
 
 LIBRARIES = ("torch", "timm", "transformers", "tokenizers", "numpy", "Pillow")
 _PACKAGE = Path(__file__).parents[1]
-_SOURCES = ("encoders", "data", "losses.py", "method.py", "recipes.py", "weights.py", "engine/pretrain.py",
-            "engine/training.py", "engine/samples.py", "engine/hooks.py", "engine/processes.py",
+_SOURCES = ("encoders", "data", "losses.py", "set_similarity.py", "method.py", "recipes.py", "weights.py", "layouts.py",
+            "engine/pretrain.py", "engine/training.py", "engine/samples.py", "engine/hooks.py", "engine/processes.py",
             "engine/runner.py", "engine/precision.py")
 
 
@@ -83,7 +83,8 @@ def finished(cache: Path, key: str) -> Path | None:
 
 
 def pretrain(method_name: str, recipe: Recipe, dataset: Dataset, *, seed: int, precision: Precision, cache: Path,
-             report: Report = lambda phase, share, text: None, command: str = "") -> Path:
+             report: Report = lambda phase, share, text: None, command: str = "",
+             log: Callable[[Mapping[str, Any]], None] = lambda row: None) -> Path:
     """The weights folder of this run: reused where it is complete, continued where it was killed, else trained.
 
     Two processes that want the same run share it: the second waits for the first. Under torchrun every rank calls this;
@@ -94,6 +95,7 @@ def pretrain(method_name: str, recipe: Recipe, dataset: Dataset, *, seed: int, p
         precision: device and precision; a recipe that names its precision overrules it.
         report: called about once a second with the phase, the share done, and the loss and images per second.
         command: recorded in the provenance.
+        log: called with each step's row of log.jsonl, as it is written.
 
     Raises:
         UserError: the recipe trains nothing; too few studies for the batch; the cache cannot be written or is full;
@@ -112,7 +114,7 @@ def pretrain(method_name: str, recipe: Recipe, dataset: Dataset, *, seed: int, p
     check_writable(folder, 1 << 20, "--cache")
     with processes(precision, folder / "lock", report) as group:
         if group.first(finished(cache, key) is None):
-            run = Run(method_name, recipe, dataset, seed, group, folder, Path(cache) / "images", report)
+            run = Run(method_name, recipe, dataset, seed, group, folder, Path(cache) / "images", report, log)
             provenance = run.train()
             if group.rank == 0:
                 run.finish({"key": key, "command": command, "versions": versions(), **provenance})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,12 +120,12 @@ class Run:
     """One pre-training run, from the recipe to the weights folder."""
 
     def __init__(self, method_name: str, recipe: Recipe, dataset: Dataset, seed: int, group: Group, folder: Path,
-                 images: Path, report: Report):
+                 images: Path, report: Report, log: Callable[[Mapping[str, Any]], None] = lambda row: None):
         from prior_bench.weights import new_method
 
         assert recipe.training is not None
         self.recipe, self.training, self.folder, self.report = recipe, recipe.training, folder, report
-        self.dataset, self.seed = dataset, seed
+        self.dataset, self.seed, self.log = dataset, seed, log
         if self.training.precision != "auto":
             chosen = choose(str(group.precision.device), self.training.precision)
             group = replace(group, precision=chosen)
@@ -163,7 +163,7 @@ class Run:
         images = training.batch * group.world
         log = None
         if group.rank == 0:
-            log = Log(self.folder / "log.jsonl", stages, positions.per_epoch, images, self.report)
+            log = Log(self.folder / "log.jsonl", stages, positions.per_epoch, images, self.report, self.log)
         keep = Keep(self.folder, group, log, self.steps)
         last = self.folder / CHECKPOINT
         runner = QuietRunner(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from typer.testing import CliRunner
@@ -38,6 +41,33 @@ def test_weights_are_made_copied_and_reused(pretrain, tmp_path):
     assert "weights: " in again.output
     other = pretrain("--set", "training.epochs=2")
     assert "pre-training 100% loss" in other.output
+
+
+def test_losses_go_to_weights_and_biases(pretrain, monkeypatch, tmp_path):
+    class Run:
+        rows, settings = {}, None
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+        def log(self, row, step):
+            self.rows[step] = row
+
+    module = ModuleType("wandb")
+    module.init = lambda **settings: setattr(Run, "settings", settings) or Run()
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    assert pretrain("--wandb", "chest").exit_code == 0
+    assert (Run.settings["project"], Run.settings["name"]) == ("chest", "toy-method-small-toy-0")
+    assert Run.settings["config"]["training"]["batch"]
+    (log,) = (tmp_path / "cache" / "pretrain").glob("*/log.jsonl")
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert list(Run.rows) == [row["step"] for row in rows]
+    assert all(Run.rows[row["step"]]["total"] == row["total"] for row in rows)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert "prior-bench[wandb]" in pretrain("--wandb", "chest", "--set", "training.epochs=1").output
 
 
 def test_interrupt_says_how_to_go_on(pretrain, monkeypatch):
