@@ -58,6 +58,9 @@ def run(
     plugin: PluginOption = None,
     max_bad_images: Annotated[int, typer.Option(
         help="Images per dataset that may be unreadable; they are left out and listed.", min=0)] = 0,
+    ray: Annotated[str | None, typer.Option(
+        help="Run each set of weights as a task of a Ray cluster: its address, auto, or local. Folders must be shared.",
+        show_default=False)] = None,
     dry_run: Annotated[bool, typer.Option(
         "--dry-run", help="Print the cells and what would run; compute nothing.")] = False,
 ) -> None:
@@ -76,7 +79,7 @@ def run(
     if dry_run:
         typer.echo(describe(planned))
     else:
-        _carry_out(planned)
+        _carry_out(planned, ray, plugin or [])
 
 
 def overrides(pairs: list[str]) -> dict[str, Any]:
@@ -111,13 +114,13 @@ def describe(planned: Grid) -> str:
     return "\n".join(lines)
 
 
-def _carry_out(planned: Grid) -> None:
+def _carry_out(planned: Grid, ray: str | None, plugin_files: list[Path]) -> None:
     """Run what is missing, then show what there is."""
     missing = planned.missing
     output = planned.request.output
     failed: dict[str, str] = {}
     if missing:
-        summary = _execute(planned)
+        summary = _execute(planned, ray, plugin_files)
         failed = summary.failed
     else:
         typer.echo(f"nothing to do: all {len(planned.cells)} cells are done")
@@ -130,14 +133,15 @@ def _carry_out(planned: Grid) -> None:
         raise typer.Exit(1)
 
 
-def _execute(planned: Grid) -> Summary:
+def _execute(planned: Grid, ray: str | None, plugin_files: list[Path]) -> Summary:
     from prior_bench.cli.display import LiveDisplay, PlainDisplay
+    from prior_bench.cluster import execute_on_ray
     from prior_bench.execution import execute
 
     display = LiveDisplay(planned) if sys.stdout.isatty() else PlainDisplay(planned)
     try:
         with display:
-            summary = execute(planned, display)
+            summary = execute_on_ray(planned, display, ray, plugin_files) if ray else execute(planned, display)
     except KeyboardInterrupt:
         typer.echo("interrupted; what was finished is stored, and the same command goes on from there", err=True)
         raise typer.Exit(INTERRUPTED) from None

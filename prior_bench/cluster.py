@@ -1,0 +1,115 @@
+"""Runs a grid on a Ray cluster: one task for each set of weights, so that what one encoder makes stays together.
+
+Results folder, cache and data root must lie on a file system that all machines share; the locks that let two processes
+share a folder let two machines do so. A task gets a whole machine, or one GPU of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from prior_bench import plugins, results
+from prior_bench.errors import UserError
+from prior_bench.execution import Listener, Summary, execute
+from prior_bench.grid import Grid, PlannedCell, Request, Weights, plan
+from prior_bench.types import Result
+
+POLL_SECONDS = 2.0
+
+
+class _Quiet:
+    """A listener that shows nothing: what was done is told when the task has ended."""
+
+    def weights(self, weights: Weights, phase: str, share: float, text: str) -> None: ...
+
+    def progress(self, cell: PlannedCell, phase: str, share: float) -> None: ...
+
+    def waiting(self, cell: PlannedCell) -> None: ...
+
+    def finished(self, cell: PlannedCell, result: Result, seconds: float) -> None: ...
+
+    def failed(self, cell: PlannedCell, error: str) -> None: ...
+
+
+def execute_on_ray(grid: Grid, listener: Listener, address: str, plugin_files: Sequence[Path] = ()) -> Summary:
+    """As `execution.execute`, on the Ray cluster at `address` ("local": one started here, "auto": the running one).
+
+    Raises: UserError where ray is not installed, or a task met one.
+    """
+    ray = _ray()
+    ray.init(address=None if address == "local" else address, log_to_driver=False, include_dashboard=False)
+    try:
+        task = ray.remote(**_share_of_a_machine(ray, grid.request.device))(_run)
+        missing = grid.missing  # as it is now: it shrinks while workers store results
+        wanted = dict.fromkeys(cell.weights for cell in missing)
+        files = [file.resolve() for file in plugin_files]
+        running = {task.remote(_absolute(grid.request, weights), files): weights for weights in wanted}
+        summary = Summary()
+        while running:
+            ended, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+            for one in ended:
+                _tell(grid, running.pop(one), missing, _outcome(ray, one), listener, summary)
+        return summary
+    finally:
+        ray.shutdown()
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("ray is not installed", where="--ray", fix="pip install 'prior-bench[ray]'") from error
+    return ray
+
+
+def _share_of_a_machine(ray: Any, device: str) -> dict[str, float]:
+    """A GPU where there are some and they may be used, else the processors of the smallest machine."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if device != "cpu" and any(machine.get("GPU", 0) for machine in machines):
+        return {"num_gpus": 1}
+    return {"num_cpus": min(machine.get("CPU", 1) for machine in machines)}
+
+
+def _absolute(request: Request, weights: Weights) -> Request:
+    """The part of a request that concerns one set of weights; workers have another working directory."""
+    return replace(request, methods=[weights.method], seeds=[weights.seed], output=request.output.resolve(),
+                   cache=request.cache.resolve(), data_root=request.data_root and request.data_root.resolve(),
+                   weights=request.weights and request.weights.resolve())
+
+
+def _run(request: Request, plugin_files: Sequence[Path]) -> Summary:
+    """What a worker does."""
+    for file in plugin_files:
+        plugins.add_file(file)
+    return execute(plan(request), _Quiet())
+
+
+def _outcome(ray: Any, ended: Any) -> Summary:
+    try:
+        found: Summary = ray.get(ended)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from error
+        raise
+    return found
+
+
+def _tell(grid: Grid, weights: Weights, missing: Sequence[PlannedCell], done: Summary, listener: Listener,
+          summary: Summary) -> None:
+    """Tell the listener what a worker left on disk, and add up."""
+    summary.new += done.new
+    summary.elsewhere += done.elsewhere
+    summary.failed |= done.failed
+    again = plan(replace(grid.request, methods=[weights.method], seeds=[weights.seed]))
+    for cell in again.cells:
+        if cell not in missing:
+            continue
+        if not again.done(cell):
+            listener.failed(cell, "failed on its worker")
+            continue
+        assert cell.weights.digest is not None
+        path = results.result_path(grid.request.output, cell.cell(cell.weights.digest))
+        listener.finished(cell, results.read_result(path), 0.0)
