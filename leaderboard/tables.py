@@ -326,7 +326,8 @@ def _differences(table: Table, rows: Sequence[Row], main: Metric | None) -> list
     for row in rows:
         base = _baseline(table, row)
         if row.method != BASELINE and row in table.entries and base is not None:
-            body.append([row.label, *(_difference(table, row, base, f, main.name) for f in table.fractions)])
+            found = [_difference(table, row, base, f, main.name) for f in table.fractions]
+            body += [[row.label, *found]] if set(found) != {"-"} else []
     if not body:
         return []
     header = ["method", *(main.name if f is None else f"{f:.0%}" for f in table.fractions)]
