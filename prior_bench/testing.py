@@ -8,11 +8,14 @@ does it from a shell. Images and reports are made up here, so neither data nor n
 from __future__ import annotations
 
 import copy
+import importlib.util
 import inspect
 import math
+import sys
 import tempfile
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -349,18 +352,16 @@ def _on_two_ranks(method: Method, parts: Sequence[Batch], moments: Sequence[floa
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         torch.save((method, list(parts), list(moments)), home / "inputs.pt")
-        file = inspect.getfile(type(method))
-        plugin = file if type(method).__module__.startswith("prior_bench_plugin_") else ""  # given by --plugin
-        processes.spawn(_rank, (str(home), plugin), nprocs=2)
+        kind = type(method)
+        processes.spawn(_rank, (str(home), kind.__module__, inspect.getfile(kind)), nprocs=2)
         found: list[Found] = torch.load(home / "outputs.pt", weights_only=True)
     return found
 
 
-def _rank(rank: int, folder: str, plugin: str) -> None:
+def _rank(rank: int, folder: str, module: str, file: str) -> None:
     torch.set_num_threads(1)
     home = Path(folder)
-    if plugin:
-        plugins.add_file(Path(plugin))
+    _make_importable(module, file)
     # Written by the parent process a moment ago, so that unpickling it is as safe as the parent.
     method, parts, moments = torch.load(home / "inputs.pt", weights_only=False)
     found = []
@@ -378,6 +379,21 @@ def _rank(rank: int, folder: str, plugin: str) -> None:
             found.append((values, gradients))
         if rank == 0:
             torch.save(found, home / "outputs.pt")
+
+
+def _make_importable(name: str, file: str) -> None:
+    """A method's module by its name, from its file where it is not on the path (a --plugin file, a test)."""
+    with suppress(ImportError):
+        importlib.import_module(name)
+        return
+    for end in (i for i, letter in enumerate(name) if letter == "."):
+        sys.modules.setdefault(name[:end], types.ModuleType(name[:end]))
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,6 +110,19 @@ def read_state(file: Path) -> dict[str, Tensor]:
     return state
 
 
+def _load_tensors(file: Path) -> Any:
+    """The content of a PyTorch file, without running anything in it; pickle.UnpicklingError where that cannot be."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not zipfile.is_zipfile(file):  # the old format, in which Lightning never wrote
+            raise
+        try:
+            return torch.load(file, map_location="cpu", weights_only=False, pickle_module=_Inert)
+        except RuntimeError:
+            raise error from None
+
+
 class _Inert:
     """A pickle module for Lightning's files: tensors are rebuilt, and objects of configuration packages become empty
     shells of which nothing is imported or run. Anything else is refused."""
@@ -117,7 +131,6 @@ class _Inert:
     TENSORS = frozenset({("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2"),
                          ("torch._utils", "_rebuild_parameter"), ("builtins", "dict"), ("builtins", "list"),
                          ("builtins", "set"), ("builtins", "int"), ("builtins", "str"), ("collections", "defaultdict")})
-    load = pickle.load
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
@@ -126,6 +139,10 @@ class _Inert:
             if module.partition(".")[0] in _Inert.SHELLS:
                 return _Shell
             raise pickle.UnpicklingError(f"the file wants {module}.{name}")
+
+    @staticmethod
+    def load(file: Any, **options: Any) -> Any:
+        return _Inert.Unpickler(file, **options).load()
 
 
 class _Shell(dict[Any, Any]):
@@ -159,10 +176,7 @@ def _read_safetensors(file: Path) -> Any:
 
 def _read_torch(file: Path) -> Any:
     try:
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            content = torch.load(file, map_location="cpu", weights_only=False, pickle_module=_Inert)
+        content = _load_tensors(file)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise UserError(

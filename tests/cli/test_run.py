@@ -19,8 +19,10 @@ COMMAND = (sys.executable, "-c", "from prior_bench.cli import main; main()", "ru
 
 def begin(folder: Path, *more: str, **environment: str) -> subprocess.Popen:
     environment = os.environ | {"PRIOR_BENCH_CACHE": str(folder / "cache")} | environment
+    # A shell starts background jobs with SIGINT ignored, which a child would inherit.
     return subprocess.Popen([*COMMAND, *more], cwd=folder, env=environment, text=True, stdin=subprocess.DEVNULL,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
 
 
 def run(folder: Path, *more: str, **environment: str) -> subprocess.CompletedProcess:
