@@ -23,12 +23,12 @@ from prior_bench.types import Report
 from prior_bench.weights import new_method
 
 BATCH, ROUNDS = 32, 7
-METHODS = ("prior", "convirt", "gloria", "mgca", "place", "mpma")
+METHODS = dict.fromkeys(("prior", "convirt", "gloria", "mgca", "place"), "small") | {"mpma": "small-vit"}
 
 
 def method_and_batch(name):
     kind = plugins.load("methods", name)
-    recipe = recipes.load(recipe_file(name), "small", kind.recipe_class)
+    recipe = recipes.load(recipe_file(name), METHODS[name], kind.recipe_class)
     method = choose().place(new_method(kind, recipe, 0, sample_texts())).train()
     side, rng = method.image_input.size, np.random.default_rng(0)
     reports = [Report({}, tuple(s for k in range(3) for s in REPORTS[(i + k) % len(REPORTS)])) for i in range(BATCH)]

@@ -336,10 +336,8 @@ def _differences(table: Table, rows: Sequence[Row], main: Metric | None) -> list
 
 
 def _baseline(table: Table, row: Row) -> Row | None:
-    """The random row of the same recipe, or the only one there is."""
-    candidates = [r for r in table.entries if r.method == BASELINE]
-    same = [r for r in candidates if r.recipe == row.recipe]
-    return same[0] if same else candidates[0] if len(candidates) == 1 else None
+    """The random row of the same recipe: the same encoder, untrained."""
+    return next((r for r in table.entries if r.method == BASELINE and r.recipe == row.recipe), None)
 
 
 def _difference(table: Table, row: Row, base: Row, fraction: float | None, name: str) -> str:

@@ -6,12 +6,14 @@ share a folder let two machines do so. A task gets a whole machine, or one GPU o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prior_bench import plugins, results
+from prior_bench.data.dataset import DATA_ROOT_VARIABLE
 from prior_bench.errors import UserError
 from prior_bench.execution import Listener, Summary, execute
 from prior_bench.grid import Grid, PlannedCell, Request, Weights, plan
@@ -46,7 +48,7 @@ def execute_on_ray(grid: Grid, listener: Listener, address: str, plugin_files: S
         missing = grid.missing  # as it is now: it shrinks while workers store results
         wanted = dict.fromkeys(cell.weights for cell in missing)
         files = [file.resolve() for file in plugin_files]
-        running = {task.remote(_absolute(grid.request, weights), files): weights for weights in wanted}
+        running = {task.remote(_part(grid.request, weights), files, Path.cwd()): weights for weights in wanted}
         summary = Summary()
         while running:
             ended, _ = ray.wait(list(running), timeout=POLL_SECONDS)
@@ -73,15 +75,16 @@ def _share_of_a_machine(ray: Any, device: str) -> dict[str, float]:
     return {"num_cpus": min(machine.get("CPU", 1) for machine in machines)}
 
 
-def _absolute(request: Request, weights: Weights) -> Request:
-    """The part of a request that concerns one set of weights; workers have another working directory."""
-    return replace(request, methods=[weights.method], seeds=[weights.seed], output=request.output.resolve(),
-                   cache=request.cache.resolve(), data_root=request.data_root and request.data_root.resolve(),
-                   weights=request.weights and request.weights.resolve())
+def _part(request: Request, weights: Weights) -> Request:
+    """The part of a request that concerns one set of weights. Workers have other variables, and see one GPU alone."""
+    root = request.data_root or os.environ.get(DATA_ROOT_VARIABLE)
+    return replace(request, methods=[weights.method], seeds=[weights.seed], data_root=Path(root) if root else None,
+                   device="cuda" if request.device.startswith("cuda") else request.device)
 
 
-def _run(request: Request, plugin_files: Sequence[Path]) -> Summary:
-    """What a worker does."""
+def _run(request: Request, plugin_files: Sequence[Path], folder: Path) -> Summary:
+    """What a worker does, in the folder in which the command was given, so that paths mean the same."""
+    os.chdir(folder)
     for file in plugin_files:
         plugins.add_file(file)
     return execute(plan(request), _Quiet())

@@ -117,7 +117,7 @@ def obtain(grid: Grid, weights: Weights, precision: Precision, listener: Listene
     texts = _training_reports(source) if source is not None and recipe.text is not None else None
     if request.weights is not None:
         method, notes = _from_file(kind, recipe, request.weights, weights.seed, texts, request.allow_partial_weights)
-        return Obtained(method, weights_digest(request.weights, request.cache), values, notes)
+        return Obtained(method, weights.key, values, notes)  # the file's content, and what is made of it
     if weights.source == NO_SOURCE:
         assert weights.digest is not None
         return Obtained(new_method(kind, recipe, weights.seed, texts), weights.digest, values, {})

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 Report = Callable[[str, float], None]
 
-LIBRARIES = ("torch", "timm", "transformers", "Pillow")
+LIBRARIES = ("torch", "timm", "transformers", "open-clip-torch", "Pillow")
 BLOCK = 16384  # rows of a block: what a kill can lose
 TEXTS = 256  # that local scores are computed for at once
 _PACKAGE = Path(__file__).parent

@@ -280,7 +280,8 @@ def _weights(request: Request, method: str, seed: int, source: Opened | None) ->
     if request.weights is not None:
         if not trains:
             raise UserError(f"the method {method!r} takes no weights", where="--weights", fix="leave --weights out")
-        key = digest_json([*made_from, _file_digest(request.weights, request.cache), request.allow_partial_weights])
+        key = digest_json([*made_from, _file_digest(request.weights, request.cache), request.allow_partial_weights,
+                           source.digest if source is not None else None])  # whose reports may make the vocabulary
         digest = read_note(request.cache, key)
         return Weights(method, recipe, f"file:{request.weights.name}", seed, key, digest, overrides)
     if trains:

@@ -29,6 +29,7 @@ class Layout:
 
 # The first whose marker some key starts with; the more telling come first.
 LAYOUTS = (
+    Layout("ours", "prior-bench", "image_encoder.model.", "image_encoder.model.", "text_encoder.model."),
     Layout("prior-full", "PRIOR, image and text", "sentence_bank.", "image_encoder.encoder.", "text_encoder.encoder."),
     Layout("gloria", "GLoRIA", "gloria.img_encoder.", "gloria.img_encoder.model.", "gloria.text_encoder.model."),
     Layout("mgca", "MGCA", "img_encoder_q.", "img_encoder_q.model.", "text_encoder_q.model."),

@@ -30,7 +30,6 @@ class ImageEncoderSpec(Strict):
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.25,)
     fit: Literal["squash", "letterbox", "crop"] = "squash"
-    pooling: Literal["attention", "mean"] = "attention"
 
 
 class TextEncoderSpec(Strict):
@@ -62,7 +61,6 @@ class Training(Strict):
     stages: tuple[Stage, ...]
     weight_decay: float = 1e-6
     clip: float | None = None  # gradient norm
-    seed: int = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     workers: int = 0
 

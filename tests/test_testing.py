@@ -41,7 +41,8 @@ WITH_WEIGHTS = {"timm", "open-clip", "hf"}  # checked in tests/methods/test_pret
 def build(name, settings, kind=None):
     kind = kind or plugins.load("methods", name)
     known = recipes.names(recipe_file(name))
-    recipe = recipes.load(recipe_file(name), "small" if "small" in known else known[0], kind.recipe_class, settings)
+    chosen = next(recipe for recipe in ("small", "small-vit", *known) if recipe in known)
+    recipe = recipes.load(recipe_file(name), chosen, kind.recipe_class, settings)
     return new_method(kind, recipe, 0, sample_texts())
 
 

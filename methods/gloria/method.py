@@ -33,14 +33,13 @@ PROMPTS = Path(__file__).parent / "prompts.yaml"
 
 
 class GloriaRecipe(Recipe):
-    """GLoRIA's settings."""
+    """GLoRIA's settings; the joint width is the text encoder's, whatever `width` says."""
 
     tau_1: float = Field(4.0, gt=0)  # of the attention over regions
     tau_2: float = Field(5.0, gt=0)  # of the words' cosines
     tau_3: float = Field(10.0, gt=0)  # of both contrastive losses
     text_layers: int = Field(4, gt=0)  # last layers whose hidden states are summed
     length_normalised: bool = True  # the mean over words in the image-report similarity, in place of the sum
-    official_text: bool = False  # [CLS] and [SEP] count in the report's vector, as in the authors' weights
     sentences: bool = False  # train on one random sentence, not on the whole report
     augmentation: Augmentation = Augmentation()
 
@@ -59,6 +58,7 @@ class Gloria(Method):
     title = "GLoRIA"
     paper = "https://doi.org/10.1109/ICCV48922.2021.00391"
     recipe_class: ClassVar[type[Recipe]] = GloriaRecipe
+    official_text: Tensor
 
     def __init__(self, recipe: GloriaRecipe, text_encoder: TextEncoder):
         super().__init__()
@@ -66,6 +66,7 @@ class Gloria(Method):
         self.image_input = image_input(recipe.image)
         self.image_encoder = ImageEncoder(recipe.image)
         self.text_encoder = text_encoder
+        self.register_buffer("official_text", torch.tensor(False))  # travels with the weights
         width = text_encoder.width  # of the joint space, too: texts are not projected
         self.global_embedder = nn.Linear(self.image_encoder.channels, width)
         self.local_embedder = nn.Conv2d(self.image_encoder.pyramid_channels[2], width, 1, bias=False)
@@ -80,12 +81,14 @@ class Gloria(Method):
         self.text_encoder.save(folder)
 
     def adapt_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The authors' Lightning file: `gloria.img_encoder.*` and `gloria.text_encoder.*`."""
+        """The authors' Lightning file, `gloria.img_encoder.*` and `gloria.text_encoder.*`; in their reports' vectors
+        [CLS] and [SEP] count."""
         if not any(key.startswith("gloria.") for key in state):
             return state
         names = {"gloria.img_encoder.model.": "image_encoder.model.", "gloria.img_encoder.": "",
                  "gloria.text_encoder.model.": "text_encoder.model."}
-        return renamed({key: value for key, value in state.items() if not key.endswith("position_ids")}, names)
+        kept = {key: value for key, value in state.items() if not key.endswith("position_ids")}
+        return renamed(kept, names) | {"official_text": torch.tensor(True)}
 
     # --------------------------------------------------------------------------------------- encoding
 
@@ -148,7 +151,7 @@ class Gloria(Method):
         count = max(int(tokens["word"].max()) + 1, 1)
         words, sizes = segment_sums(pieces, tokens["word"], count)
         mask = sizes > 0
-        total = (pieces * tokens["mask"].unsqueeze(-1)).sum(dim=1) if self.recipe.official_text else words.sum(dim=1)
+        total = (pieces * tokens["mask"].unsqueeze(-1)).sum(dim=1) if self.official_text else words.sum(dim=1)
         return _Text(F.normalize(total, dim=-1), words, mask)
 
     # --------------------------------------------------------------------------------------- training

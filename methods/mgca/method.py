@@ -61,6 +61,7 @@ class Mgca(Method):
     title = "MGCA"
     paper = "https://arxiv.org/abs/2210.06044"
     recipe_class: ClassVar[type[Recipe]] = MgcaRecipe
+    official_positions: Tensor
 
     def __init__(self, recipe: MgcaRecipe, text_encoder: TextEncoder):
         super().__init__()
@@ -68,6 +69,8 @@ class Mgca(Method):
         self.image_input = image_input(recipe.image)
         self.image_encoder = ImageEncoder(recipe.image)
         self.text_encoder = text_encoder
+        self.text_encoder.model.pooler = None  # unused, and not in the authors' files
+        self.register_buffer("official_positions", torch.tensor(False))  # travels with the weights
         image, regions = self.image_encoder.channels, self.image_encoder.pyramid_channels[2]
         self.image_global = bn_head(image, recipe.hidden, recipe.width)
         self.image_local = bn_head(regions, recipe.hidden, recipe.width)
@@ -85,7 +88,8 @@ class Mgca(Method):
         self.text_encoder.save(folder)
 
     def adapt_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The authors' Lightning file, `img_encoder_q.*` and `text_encoder_q.*`, whose local heads are convolutions."""
+        """The authors' Lightning file, `img_encoder_q.*` and `text_encoder_q.*`: local heads are convolutions, their
+        BERT has no table of token types, and each of its tokens stands at position 0."""
         if not any(key.startswith("img_encoder_q.") for key in state):
             return state
         names = {"img_encoder_q.model.": "image_encoder.model.", "text_encoder_q.model.": "text_encoder.model.",
@@ -95,8 +99,12 @@ class Mgca(Method):
         unused = ("patch_local_atten_layer.", "word_local_atten_layer.")
         kept = {key: value for key, value in state.items()
                 if not key.startswith(unused) and not key.endswith("position_ids") and ".crossattention." not in key}
-        return {key: value.squeeze(-1) if "_local." in key and value.dim() == 3 else value
+        ours = {key: value.squeeze(-1) if "_local." in key and value.dim() == 3 else value
                 for key, value in renamed(kept, names).items()}
+        types = "text_encoder.model.embeddings.token_type_embeddings.weight"
+        if types not in ours and types in self.state_dict():
+            ours[types] = torch.zeros_like(self.state_dict()[types])
+        return ours | {"official_positions": torch.tensor(True)}
 
     # --------------------------------------------------------------------------------------- encoding
 
@@ -136,6 +144,7 @@ class Mgca(Method):
 
     def _text(self, tokens: Batch) -> _Side:
         """The class token is the report; a word is the sum of its pieces, weighted by their share of its attention."""
+        self.text_encoder.without_order = bool(self.official_positions)
         states, attention = self.text_encoder.with_class_attention(tokens["ids"], tokens["mask"])
         count = max(int(tokens["word"].max()) + 1, 1)
         words, sizes = segment_sums(states, tokens["word"], count)

@@ -22,7 +22,7 @@ class Memory(nn.Module):
         """(B, N, D) -> responses (B, N, D)."""
         scores = self.query(tokens) @ self.rows.T / self.rows.shape[1] ** 0.5
         best, index = scores.topk(self.top, dim=-1)
-        weights = torch.zeros_like(scores).scatter(-1, index, best.softmax(dim=-1))
+        weights = torch.zeros_like(scores).scatter(-1, index, best.softmax(dim=-1).to(scores.dtype))
         out: Tensor = self.response(weights @ self.rows)
         return out
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from prior_bench.errors import UserError
 from prior_bench.method import ImageFeatures, TextFeatures
 from prior_bench.methods.pretrained.towers import PretrainedRecipe, Tower, missing
 from prior_bench.types import ImageInput
@@ -50,10 +51,11 @@ class HuggingFace(Tower):
         return ImageFeatures(F.normalize(joint.float(), dim=-1), self.maps(images)[-1])
 
     def maps(self, images: Tensor) -> Sequence[Tensor]:
-        found = self.vision(pixel_values=images, output_hidden_states=self._pyramidal)
-        if not self._pyramidal:
-            return [_on_grid(found.last_hidden_state, images.shape[-1], self._patch)]
-        return [state for state in found.hidden_states if state.dim() == 4]
+        """The maps of a network with several strides, or the patch tokens of a plain transformer on their grid."""
+        found = self.vision(pixel_values=images, output_hidden_states=True)
+        states = getattr(found, "reshaped_hidden_states", None) or found.hidden_states or ()
+        maps = [state for state in states if state.dim() == 4]
+        return maps or [_on_grid(found.last_hidden_state, images.shape[-1], self.vision.config)]
 
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:
         if not self.has_text:
@@ -63,16 +65,6 @@ class HuggingFace(Tower):
         tokens = self.tokenizer(list(texts), padding="max_length" if self._fixed_length else True, truncation=True,
                                 max_length=longest, return_tensors="pt").to(device)
         return TextFeatures(F.normalize(_vector(self.model.get_text_features(**tokens)).float(), dim=-1))
-
-    @property
-    def _patch(self) -> int | None:
-        """Pixels of a patch's side; None for a convolutional network."""
-        patch: int | None = getattr(self.vision.config, "patch_size", None)
-        return patch
-
-    @property
-    def _pyramidal(self) -> bool:
-        return self._patch is None
 
     @property
     def _fixed_length(self) -> bool:
@@ -92,10 +84,13 @@ def _vector(found: Any) -> Tensor:
     return out
 
 
-def _on_grid(tokens: Tensor, size: int, patch: int | None) -> Tensor:
+def _on_grid(tokens: Tensor, size: int, config: Any) -> Tensor:
     """Tokens (B, prefix + h w, C), or a map already, as a map (B, C, h, w)."""
     if tokens.dim() == 4:
         return tokens
-    assert patch is not None
-    side = size // patch
+    patch = getattr(config, "patch_size", None)
+    side = size // patch if isinstance(patch, int) else 0
+    if not 0 < side * side <= tokens.shape[1]:
+        raise UserError(f"the {tokens.shape[1]} tokens of this {config.model_type} do not lie on a grid of patches",
+                        where="--method", expected="a plain vision transformer, or a network whose maps are images")
     return tokens[:, -side * side :].mT.unflatten(2, (side, side))

@@ -40,7 +40,8 @@ class Tower(Method):
         assert isinstance(recipe, PretrainedRecipe)
         if not recipe.encoder:
             raise UserError(f"which encoder of {cls.name} is not said", where="--method",
-                            expected=f"{cls.name}:NAME", fix="see the README of methods/pretrained for names")
+                            expected=f"{cls.name}:NAME", fix="give a name, as timm:resnet50.a1_in1k, "
+                                                             "hf:microsoft/rad-dino or open-clip:ViT-B-32/openai")
         return cls(recipe)
 
     @abstractmethod

@@ -67,6 +67,7 @@ class PriorRecipe(Recipe):
     L_proto, and all after it, align quantised sentences, the stages before raw ones."""
 
     width: int = 768
+    pooling: Literal["attention", "mean"] = "attention"  # of the image's last map
     pool_heads: int = 8
     tau_global: float = Field(0.01, gt=0)  # starting temperatures of the two contrastive losses
     tau_local: float = Field(0.01, gt=0)
@@ -109,7 +110,7 @@ class Prior(Method):
         self.image_encoder = ImageEncoder(recipe.image)
         channels = self.image_encoder.channels
         self.image_pool = None
-        if recipe.image.pooling == "attention":
+        if recipe.pooling == "attention":
             self.image_pool = AttentionPool(channels, recipe.pool_heads, self.image_encoder.grid(recipe.image.size))
         self.global_image_projection = _projection(channels, width)
         self.local_image_projection = _projection(channels, width)

@@ -25,7 +25,10 @@ def check(
     from prior_bench import plugins, recipe_files, recipes
 
     kind = plugins.load("methods", name)
-    chosen = recipes.load(recipe_files.recipe_file(name), recipe, kind.recipe_class, overrides(set_ or []))
+    values = overrides(set_ or [])
+    if encoder := plugins.family(name)[1]:
+        values["encoder"] = encoder
+    chosen = recipes.load(recipe_files.recipe_file(name), recipe, kind.recipe_class, values)
     from prior_bench.testing import check_method, sample_texts
     from prior_bench.weights import new_method
 

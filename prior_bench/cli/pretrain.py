@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,16 +81,24 @@ def pretrain(
 
 @contextmanager
 def _sent_to(project: str | None, name: str, config: dict[str, Any]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A callback that sends rows of the log to a Weights & Biases project; without a project it does nothing."""
-    if project is None:
+    """A callback that sends rows of the log to a Weights & Biases project; without one, and on every rank but the
+    first, it does nothing."""
+    if project is None or os.environ.get("RANK", "0") != "0":
         yield lambda row: None
         return
     try:
         import wandb
     except ImportError as error:
         raise UserError("wandb is not installed", where="--wandb", fix="pip install 'prior-bench[wandb]'") from error
-    with wandb.init(project=project, name=name, config=config) as run:
-        yield lambda row: run.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
+    with ExitStack() as stack:
+        runs: list[Any] = []
+
+        def send(row: Mapping[str, Any]) -> None:
+            if not runs:  # a run that is complete has nothing to send
+                runs.append(stack.enter_context(wandb.init(project=project, name=name, config=config)))
+            runs[0].log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
+
+        yield send
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from prior_bench.cli.common import verb
 if TYPE_CHECKING:
     from torch import Tensor
 
+UNKNOWN = "architecture not known"
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look into weights files.")
 
 
@@ -50,18 +51,25 @@ def _group(key: str) -> str:
 
 
 def _architecture(image: Mapping[str, Tensor]) -> str:
-    kernel = image.get("conv1.weight", image.get("patch_embed.proj.weight"))
-    if kernel is None:
-        return "architecture not known"
-    kind = "ResNet" if "conv1.weight" in image else "vision transformer"
-    layers = len({key.split(".")[1] if kind != "ResNet" else ".".join(key.split(".")[:2])
-                  for key in image if key.startswith(("layer", "blocks."))})
-    return f"a {kind} with {kernel.shape[1]} input channels, {layers} blocks"
+    """What the names say: a ResNet of torchvision's, a transformer of timm's, or neither."""
+    for kernel, blocks, parts, kind in (("conv1.weight", "layer", 2, "ResNet"),
+                                        ("patch_embed.proj.weight", "blocks.", 2, "vision transformer")):
+        found = {".".join(key.split(".")[:parts]) for key in image if key.startswith(blocks)}
+        if kernel in image and found:
+            return f"a {kind} with {image[kernel].shape[1]} input channels, {len(found)} blocks"
+    return UNKNOWN
 
 
 def _use(layout: str, image: Mapping[str, Tensor]) -> str:
-    full = {"prior-full": "prior --recipe paper", "gloria": "gloria --recipe paper", "mgca": "mgca --recipe paper"}
-    if layout in full:
-        return f"prior-bench run --method {full[layout]} --weights FILE, or its image encoder alone as below"
-    recipe = "resnet50" if "conv1.weight" in image else "vit-base"
-    return f"prior-bench run --method encoder --recipe {recipe} --set image.weights=FILE"
+    if layout == "ours":
+        return "prior-bench run --method NAME --weights FOLDER, the folder that holds the file"
+    architecture = _architecture(image)
+    if architecture == UNKNOWN or layout == "medklip":
+        return "not possible here: there is no whole image encoder with known names in it"
+    recipe = "resnet50" if "ResNet" in architecture else "vit-base"
+    alone = f"prior-bench run --method encoder --recipe {recipe} --set image.weights=FILE"
+    method = {"prior-full": "prior", "gloria": "gloria", "mgca": "mgca"}.get(layout)
+    if method is None:
+        return alone
+    variant = "-vit" if method == "mgca" and recipe == "vit-base" else ""
+    return f"prior-bench run --method {method} --recipe paper{variant} --weights FILE; the image encoder alone: {alone}"

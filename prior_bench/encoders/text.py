@@ -45,6 +45,7 @@ class TextEncoder(nn.Module):
         self.tokenizer = tokenizer
         self.width: int = model.config.hidden_size
         self.max_tokens = min(max_tokens, getattr(model.config, "max_position_embeddings", max_tokens))
+        self.without_order = False  # every token at position 0, as MGCA's authors have it
         self._memo: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     @classmethod
@@ -104,7 +105,8 @@ class TextEncoder(nn.Module):
                 "word": torch.from_numpy(word)}
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        out: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        positions = {"position_ids": torch.zeros_like(ids)} if self.without_order else {}
+        out: Tensor = self.model(input_ids=ids, attention_mask=mask.long(), **positions).last_hidden_state
         return out
 
     def last_layers(self, ids: Tensor, mask: Tensor, layers: int) -> Tensor:

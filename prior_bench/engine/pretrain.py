@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Report = Callable[[str, float, str], None]  # phase, share done in 0..1, what to show beside it
 
-LIBRARIES = ("torch", "timm", "transformers", "tokenizers", "numpy", "Pillow")
+LIBRARIES = ("torch", "timm", "transformers", "open-clip-torch", "tokenizers", "numpy", "Pillow")
 _PACKAGE = Path(__file__).parents[1]
 _SOURCES = ("encoders", "data", "losses.py", "set_similarity.py", "method.py", "recipes.py", "weights.py", "layouts.py",
             "engine/pretrain.py", "engine/training.py", "engine/samples.py", "engine/hooks.py", "engine/processes.py",

@@ -32,7 +32,7 @@ SMALL = {"image.name": "test_vit", "image.size": 64, "text.layers": 2, "text.wid
 
 def mpma(seed: int = 0, **values: object) -> Mpma:
     torch.manual_seed(seed)
-    recipe = recipes.load(recipe_file("mpma"), "small", MpmaRecipe, {**SMALL, **values})
+    recipe = recipes.load(recipe_file("mpma"), "small-vit", MpmaRecipe, {**SMALL, **values})
     return Mpma.from_recipe(recipe, [" ".join(r) for r in REPORTS]).eval()
 
 
