@@ -133,15 +133,25 @@ def test_a_vision_encoder_of_transformers(tmp_path):
     assert [tuple(level.shape[2:]) for level in dense] == [(16, 16), (8, 8), (4, 4), (2, 2)]
 
 
-def test_a_convolutional_encoder_of_transformers_has_a_real_pyramid(tmp_path):
+WIDTHS = {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1]}
+STEM = {"embedding_size": 8, "layer_type": "basic"}
+PYRAMIDAL = {
+    "resnet": lambda: transformers.ResNetModel(transformers.ResNetConfig(**STEM, **WIDTHS)),
+    "convnext": lambda: transformers.ConvNextModel(transformers.ConvNextConfig(**WIDTHS)),
+    "swin": lambda: transformers.SwinModel(transformers.SwinConfig(image_size=64, embed_dim=8, depths=[1, 1, 1, 1],
+                                                                   num_heads=[1, 1, 2, 2], window_size=2)),
+}
+
+
+@pytest.mark.parametrize("kind", PYRAMIDAL)
+def test_an_encoder_of_transformers_with_several_strides_has_a_real_pyramid(kind, tmp_path):
     torch.manual_seed(0)
-    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1],
-                                       layer_type="basic")
-    transformers.ResNetModel(config).save_pretrained(tmp_path)
+    PYRAMIDAL[kind]().save_pretrained(tmp_path)
     transformers.BitImageProcessor(size={"height": 64, "width": 64}, do_center_crop=False, image_mean=[0.5] * 3,
                                    image_std=[0.5] * 3).save_pretrained(tmp_path)
     method = build(f"hf:{tmp_path}")
-    assert method.pyramid_channels == (8, 12, 16, 20)
+    assert len(set(method.levels)) == 4  # a map of its own for each stride
+    assert list(method.pyramid_channels) == sorted(method.pyramid_channels)
     check_method(method)
 
 
