@@ -6,8 +6,7 @@ deviation from the paper, are in README.md beside this file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -16,12 +15,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from prior_bench.data.augment import Augmentation, augment
+from prior_bench.data.augment import Augmentation
 from prior_bench.data.reports import split_sentences
-from prior_bench.encoders.image import ImageEncoder, image_input
+from prior_bench.encoders.dual import DualEncoder
 from prior_bench.encoders.text import TextEncoder
 from prior_bench.losses import info_nce_directions
-from prior_bench.method import Batch, ImageFeatures, Method, Sample, StudyView, TextFeatures
+from prior_bench.method import Batch, ImageFeatures, Sample, StudyView, TextFeatures
 from prior_bench.recipes import Recipe
 
 LEAST_WORDS = 3  # of a sentence that is a text view
@@ -37,30 +36,18 @@ class ConvirtRecipe(Recipe):
     augmentation: Augmentation = Augmentation()
 
 
-class Convirt(Method):
+class Convirt(DualEncoder):
     name = "convirt"
     title = "ConVIRT"
     paper = "https://arxiv.org/abs/2010.00747"
     recipe_class: ClassVar[type[Recipe]] = ConvirtRecipe
+    recipe: ConvirtRecipe
 
     def __init__(self, recipe: ConvirtRecipe, text_encoder: TextEncoder):
-        super().__init__()
-        self.recipe = recipe
-        self.image_input = image_input(recipe.image)
-        self.image_encoder = ImageEncoder(recipe.image)
+        super().__init__(recipe, text_encoder)
         self.image_head = _head(self.image_encoder.channels, recipe.width)
-        self.text_encoder = text_encoder
         self.text_encoder.freeze(recipe.frozen_layers)
         self.text_head = _head(text_encoder.width, recipe.width)
-
-    @classmethod
-    def from_recipe(cls, recipe: Recipe, texts: Iterable[str] | None = None, tokenizer: Path | None = None) -> Convirt:
-        assert isinstance(recipe, ConvirtRecipe)
-        assert recipe.text is not None
-        return cls(recipe, TextEncoder.build(recipe.text, texts, tokenizer))
-
-    def save_tokenizer(self, folder: Path) -> None:
-        self.text_encoder.save(folder)
 
     # --------------------------------------------------------------------------------------- encoding
 
@@ -80,13 +67,6 @@ class Convirt(Method):
         padded[mask.to(device)] = vectors
         return TextFeatures(F.normalize(padded.sum(dim=1), dim=-1), padded, mask.to(device))
 
-    def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.image_encoder.pyramid(images)
-
-    @property
-    def pyramid_channels(self) -> tuple[int, int, int, int]:
-        return self.image_encoder.pyramid_channels
-
     def _image(self, features: Tensor) -> Tensor:
         """v: unit-length vectors (B, D) of last maps (B, C, h, w), averaged."""
         return F.normalize(self.image_head(features.mean(dim=(2, 3))).float(), dim=-1)
@@ -101,14 +81,9 @@ class Convirt(Method):
 
     def view(self, study: StudyView, rng: np.random.Generator) -> Sample:
         """One of the study's images, augmented, and one of its sentences of at least three words."""
-        pixels = augment(study.images[rng.integers(len(study.images))], self.recipe.augmentation, rng)
         sentences = study.report.sentences
         long = [s for s in sentences if len(s.split()) >= LEAST_WORDS] or list(sentences)
-        return {"image": pixels, "tokens": self.text_encoder.tokens([long[rng.integers(len(long))]])}
-
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        images = torch.from_numpy(np.stack([s["image"] for s in samples])).unsqueeze(1)
-        return {"image": images, **self.text_encoder.pad([s["tokens"] for s in samples])}
+        return self.pair(study, [long[rng.integers(len(long))]], self.recipe.augmentation, rng)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, tuple[float, Tensor]]:
         image = self._image(self.image_encoder(self.normalise(batch["image"])))

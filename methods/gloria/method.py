@@ -18,14 +18,13 @@ import yaml
 from pydantic import Field
 from torch import Tensor, nn
 
-from prior_bench.data.augment import Augmentation, augment
-from prior_bench.data.reports import split_sentences
-from prior_bench.encoders.image import ImageEncoder, image_input
+from prior_bench.data.augment import Augmentation
+from prior_bench.encoders.dual import DualEncoder
 from prior_bench.encoders.pooling import segment_sums
 from prior_bench.encoders.text import TextEncoder
 from prior_bench.layouts import renamed
 from prior_bench.losses import gather_padded, info_nce_directions, pair_cross_entropy
-from prior_bench.method import Batch, ImageFeatures, Method, Sample, StudyView, TextFeatures
+from prior_bench.method import Batch, ImageFeatures, Sample, StudyView, TextFeatures
 from prior_bench.methods.gloria.local_similarity import log_sum_exp, word_cosines
 from prior_bench.recipes import Recipe
 
@@ -53,32 +52,20 @@ class _Text:
     mask: Tensor
 
 
-class Gloria(Method):
+class Gloria(DualEncoder):
     name = "gloria"
     title = "GLoRIA"
     paper = "https://doi.org/10.1109/ICCV48922.2021.00391"
     recipe_class: ClassVar[type[Recipe]] = GloriaRecipe
+    recipe: GloriaRecipe
     official_text: Tensor
 
     def __init__(self, recipe: GloriaRecipe, text_encoder: TextEncoder):
-        super().__init__()
-        self.recipe = recipe
-        self.image_input = image_input(recipe.image)
-        self.image_encoder = ImageEncoder(recipe.image)
-        self.text_encoder = text_encoder
+        super().__init__(recipe, text_encoder)
         self.register_buffer("official_text", torch.tensor(False))  # travels with the weights
         width = text_encoder.width  # of the joint space, too: texts are not projected
         self.global_embedder = nn.Linear(self.image_encoder.channels, width)
         self.local_embedder = nn.Conv2d(self.image_encoder.pyramid_channels[2], width, 1, bias=False)
-
-    @classmethod
-    def from_recipe(cls, recipe: Recipe, texts: Iterable[str] | None = None, tokenizer: Path | None = None) -> Gloria:
-        assert isinstance(recipe, GloriaRecipe)
-        assert recipe.text is not None
-        return cls(recipe, TextEncoder.build(recipe.text, texts, tokenizer))
-
-    def save_tokenizer(self, folder: Path) -> None:
-        self.text_encoder.save(folder)
 
     def adapt_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors' Lightning file, `gloria.img_encoder.*` and `gloria.text_encoder.*`; in their reports' vectors
@@ -97,19 +84,12 @@ class Gloria(Method):
         return ImageFeatures(self._global(features), features)
 
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:
-        text = self._text(self._tokens(texts))
+        text = self._text(self.tokens(texts))
         return TextFeatures(text.joint, words=text.words, word_mask=text.mask)
-
-    def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.image_encoder.pyramid(images)
-
-    @property
-    def pyramid_channels(self) -> tuple[int, int, int, int]:
-        return self.image_encoder.pyramid_channels
 
     def local_score(self, images: Tensor, texts: Sequence[str]) -> Tensor | None:
         """log mean_k exp(tau_2 cos_k) / tau_2 over a text's words."""
-        text = self._text(self._tokens(texts))
+        text = self._text(self.tokens(texts))
         cosines, _ = word_cosines(self._regions(self.image_encoder.pyramid(images)), text.words, text.mask,
                                   self.recipe.tau_1)
         return log_sum_exp(cosines, text.mask, self.recipe.tau_2, mean=True) / self.recipe.tau_2
@@ -120,7 +100,7 @@ class Gloria(Method):
         prompts = yaml.safe_load(PROMPTS.read_text())
         if not set(classes) <= set(prompts):
             return None
-        text = self._text(self._tokens([sentence for name in classes for sentence in prompts[name]]))
+        text = self._text(self.tokens([sentence for name in classes for sentence in prompts[name]]))
         scores = []
         for batch in images:
             levels = self.image_encoder.pyramid(batch)
@@ -130,10 +110,6 @@ class Gloria(Method):
             scores.append(both.unflatten(1, (len(classes), -1)).amax(dim=2))
         whole = torch.cat(scores)
         return (whole - whole.mean(dim=0)) / whole.std(dim=0, correction=0).clamp_min(1e-12)
-
-    def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        tokens = self.text_encoder.pad([self.text_encoder.tokens(split_sentences(text)) for text in texts])
-        return {key: value.to(self.global_embedder.weight.device) for key, value in tokens.items()}
 
     def _global(self, features: Tensor) -> Tensor:
         """Unit-length image vectors (B, D) of last maps (B, C, h, w)."""
@@ -158,15 +134,10 @@ class Gloria(Method):
 
     def view(self, study: StudyView, rng: np.random.Generator) -> Sample:
         """One of the study's images, augmented, and its report, or one sentence of it."""
-        pixels = augment(study.images[rng.integers(len(study.images))], self.recipe.augmentation, rng)
         sentences = list(study.report.sentences)
         if self.recipe.sentences:
             sentences = [sentences[rng.integers(len(sentences))]]
-        return {"image": pixels, "tokens": self.text_encoder.tokens(sentences)}
-
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        images = torch.from_numpy(np.stack([s["image"] for s in samples])).unsqueeze(1)
-        return {"image": images, **self.text_encoder.pad([s["tokens"] for s in samples])}
+        return self.pair(study, sentences, self.recipe.augmentation, rng)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, tuple[float, Tensor]]:
         levels = self.image_encoder.pyramid(self.normalise(batch["image"]))

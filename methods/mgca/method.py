@@ -6,9 +6,8 @@ from the authors' code, are in README.md beside this file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -17,15 +16,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from prior_bench.data.augment import Augmentation, augment
-from prior_bench.data.reports import split_sentences
+from prior_bench.data.augment import Augmentation
+from prior_bench.encoders.dual import DualEncoder
 from prior_bench.encoders.heads import bn_head, project_tokens, unit
-from prior_bench.encoders.image import ImageEncoder, image_input
 from prior_bench.encoders.pooling import segment_sums
 from prior_bench.encoders.text import TextEncoder
 from prior_bench.layouts import renamed
 from prior_bench.losses import info_nce_directions, token_alignment
-from prior_bench.method import Batch, ImageFeatures, Method, Sample, StudyView, TextFeatures
+from prior_bench.method import Batch, ImageFeatures, Sample, StudyView, TextFeatures
 from prior_bench.methods.mgca.alignment import clipped_weights, prototype_alignment
 from prior_bench.recipes import Recipe
 
@@ -56,19 +54,16 @@ class _Side:
     weights: Tensor
 
 
-class Mgca(Method):
+class Mgca(DualEncoder):
     name = "mgca"
     title = "MGCA"
     paper = "https://arxiv.org/abs/2210.06044"
     recipe_class: ClassVar[type[Recipe]] = MgcaRecipe
+    recipe: MgcaRecipe
     official_positions: Tensor
 
     def __init__(self, recipe: MgcaRecipe, text_encoder: TextEncoder):
-        super().__init__()
-        self.recipe = recipe
-        self.image_input = image_input(recipe.image)
-        self.image_encoder = ImageEncoder(recipe.image)
-        self.text_encoder = text_encoder
+        super().__init__(recipe, text_encoder)
         self.text_encoder.model.pooler = None  # unused, and not in the authors' files
         self.register_buffer("official_positions", torch.tensor(False))  # travels with the weights
         image, regions = self.image_encoder.channels, self.image_encoder.pyramid_channels[2]
@@ -77,15 +72,6 @@ class Mgca(Method):
         self.text_global = bn_head(text_encoder.width, recipe.hidden, recipe.width)
         self.text_local = bn_head(text_encoder.width, recipe.hidden, recipe.width)
         self.prototypes = nn.Parameter(F.normalize(torch.randn(recipe.prototypes, recipe.width), dim=1))
-
-    @classmethod
-    def from_recipe(cls, recipe: Recipe, texts: Iterable[str] | None = None, tokenizer: Path | None = None) -> Mgca:
-        assert isinstance(recipe, MgcaRecipe)
-        assert recipe.text is not None
-        return cls(recipe, TextEncoder.build(recipe.text, texts, tokenizer))
-
-    def save_tokenizer(self, folder: Path) -> None:
-        self.text_encoder.save(folder)
 
     def adapt_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The authors' Lightning file, `img_encoder_q.*` and `text_encoder_q.*`: local heads are convolutions, their
@@ -116,16 +102,8 @@ class Mgca(Method):
         return ImageFeatures(unit(self.image_global(features.mean(dim=(2, 3)))), features)
 
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:
-        tokens = self.text_encoder.pad([self.text_encoder.tokens(split_sentences(text)) for text in texts])
-        text = self._text({key: value.to(self.prototypes.device) for key, value in tokens.items()})
+        text = self._text(self.tokens(texts))
         return TextFeatures(text.joint, words=text.tokens, word_mask=text.mask)
-
-    def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.image_encoder.pyramid(images)
-
-    @property
-    def pyramid_channels(self) -> tuple[int, int, int, int]:
-        return self.image_encoder.pyramid_channels
 
     def _image(self, images: Tensor) -> _Side:
         """Regions are the patches of a transformer, weighted by the class token's attention, or the positions of a
@@ -157,12 +135,7 @@ class Mgca(Method):
 
     def view(self, study: StudyView, rng: np.random.Generator) -> Sample:
         """One of the study's images, augmented, and its whole report."""
-        pixels = augment(study.images[rng.integers(len(study.images))], self.recipe.augmentation, rng)
-        return {"image": pixels, "tokens": self.text_encoder.tokens(study.report.sentences)}
-
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        images = torch.from_numpy(np.stack([s["image"] for s in samples])).unsqueeze(1)
-        return {"image": images, **self.text_encoder.pad([s["tokens"] for s in samples])}
+        return self.pair(study, study.report.sentences, self.recipe.augmentation, rng)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, tuple[float, Tensor]]:
         recipe = self.recipe

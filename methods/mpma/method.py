@@ -7,9 +7,8 @@ A re-implementation from the abstract, not a reproduction: README.md says what i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -18,16 +17,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from prior_bench.data.augment import Augmentation, augment
-from prior_bench.data.reports import split_sentences
+from prior_bench.data.augment import Augmentation
+from prior_bench.encoders.dual import DualEncoder
 from prior_bench.encoders.heads import unit
-from prior_bench.encoders.image import ImageEncoder, image_input
 from prior_bench.encoders.mae import PatchDecoder, hidden_patches, masked_patch_error, random_kept
 from prior_bench.encoders.pooling import sentence_means
 from prior_bench.encoders.text import TextEncoder, Tokens
 from prior_bench.errors import UserError
 from prior_bench.losses import info_nce, masked_mean, mean_over_pairs, token_alignment
-from prior_bench.method import Batch, ImageFeatures, Method, Sample, StudyView, TextFeatures
+from prior_bench.method import Batch, ImageFeatures, Sample, StudyView, TextFeatures
 from prior_bench.methods.mpma.fusion import Fusion
 from prior_bench.recipes import Recipe, Strict
 
@@ -73,21 +71,18 @@ class _Text:
     mask: Tensor
 
 
-class Mpma(Method):
+class Mpma(DualEncoder):
     name = "mpma"
     title = "MPMA (re-implemented from the abstract)"
     paper = "https://arxiv.org/abs/2305.07920"
     recipe_class: ClassVar[type[Recipe]] = MpmaRecipe
+    recipe: MpmaRecipe
 
     def __init__(self, recipe: MpmaRecipe, text_encoder: TextEncoder):
-        super().__init__()
-        self.recipe = recipe
-        self.image_input = image_input(recipe.image)
-        self.image_encoder = ImageEncoder(recipe.image)
+        super().__init__(recipe, text_encoder)
         if not self.image_encoder.plain:
             raise UserError(f"MPMA masks patches, which {recipe.image.name!r} does not have", where="image.name",
                             expected="a plain vision transformer, such as vit_tiny_patch16_224")
-        self.text_encoder = text_encoder
         image, text, width = self.image_encoder.channels, text_encoder.width, recipe.width
         self.image_head, self.text_head = _head(image, width), _head(text, width)
         self.image_local, self.text_local = nn.Linear(image, width), nn.Linear(text, width)
@@ -99,15 +94,6 @@ class Mpma(Method):
         self.image_decoder = PatchDecoder(image, recipe.decoder.width, recipe.decoder.layers, recipe.decoder.heads,
                                           self.patches, stride**2 * recipe.image.channels)
 
-    @classmethod
-    def from_recipe(cls, recipe: Recipe, texts: Iterable[str] | None = None, tokenizer: Path | None = None) -> Mpma:
-        assert isinstance(recipe, MpmaRecipe)
-        assert recipe.text is not None
-        return cls(recipe, TextEncoder.build(recipe.text, texts, tokenizer))
-
-    def save_tokenizer(self, folder: Path) -> None:
-        self.text_encoder.save(folder)
-
     # --------------------------------------------------------------------------------------- encoding
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
@@ -115,16 +101,8 @@ class Mpma(Method):
         return ImageFeatures(self._global(features), features)
 
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:
-        tokens = self.text_encoder.pad([self.text_encoder.tokens(split_sentences(text)) for text in texts])
-        text = self._text({key: value.to(self.logit_scale.device) for key, value in tokens.items()})
+        text = self._text(self.tokens(texts))
         return TextFeatures(text.joint, text.sentences, text.mask)
-
-    def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.image_encoder.pyramid(images)
-
-    @property
-    def pyramid_channels(self) -> tuple[int, int, int, int]:
-        return self.image_encoder.pyramid_channels
 
     def _global(self, features: Tensor) -> Tensor:
         return unit(self.image_head(features.mean(dim=(2, 3))))
@@ -142,19 +120,16 @@ class Mpma(Method):
     def view(self, study: StudyView, rng: np.random.Generator) -> Sample:
         """One of the study's images, augmented, its report in its own order, which patches stay, and which word pieces
         are masked: whole words, drawn at the recipe's rate."""
-        pixels = augment(study.images[rng.integers(len(study.images))], self.recipe.augmentation, rng)
-        tokens = self.text_encoder.tokens(study.report.sentences)
-        return {"image": pixels, "tokens": tokens, "masked": _masked_pieces(tokens, self.recipe.words_masked, rng),
+        sample = self.pair(study, study.report.sentences, self.recipe.augmentation, rng)
+        return {**sample, "masked": _masked_pieces(sample["tokens"], self.recipe.words_masked, rng),
                 "kept": random_kept(self.patches, self.recipe.image_masked, rng)}
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
-        images = torch.from_numpy(np.stack([s["image"] for s in samples])).unsqueeze(1)
-        tokens = self.text_encoder.pad([s["tokens"] for s in samples])
-        masked = torch.zeros(tokens["ids"].shape, dtype=torch.bool)
+        batch = dict(super().collate(samples))
+        masked = torch.zeros(batch["ids"].shape, dtype=torch.bool)
         for row, sample in zip(masked, samples, strict=True):
             row[: len(sample["masked"])] = torch.from_numpy(sample["masked"])
-        kept = torch.from_numpy(np.stack([s["kept"] for s in samples]))
-        return {"image": images, **tokens, "masked": masked, "kept": kept}
+        return {**batch, "masked": masked, "kept": torch.from_numpy(np.stack([s["kept"] for s in samples]))}
 
     def losses(self, batch: Batch, progress: float) -> dict[str, tuple[float, Tensor]]:
         """The clean pair is aligned, the masked pair reconstructed, by the same encoders."""

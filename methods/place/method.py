@@ -6,9 +6,8 @@ A re-implementation from the abstract, not a reproduction: README.md says what i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -16,13 +15,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from prior_bench.data.augment import Augmentation, augment
-from prior_bench.data.reports import split_sentences
+from prior_bench.data.augment import Augmentation
+from prior_bench.encoders.dual import DualEncoder
 from prior_bench.encoders.heads import bn_head, project_tokens, unit
-from prior_bench.encoders.image import ImageEncoder, image_input
 from prior_bench.encoders.text import TextEncoder
 from prior_bench.losses import info_nce, mean_over_pairs
-from prior_bench.method import Batch, ImageFeatures, Method, Sample, StudyView, TextFeatures
+from prior_bench.method import Batch, ImageFeatures, Sample, StudyView, TextFeatures
 from prior_bench.methods.place.correlation import CorrelationHead, correlation_loss, patch_correlation
 from prior_bench.methods.place.pathology import SentencePool, VisualObservations, pair_scores, set_alignment
 from prior_bench.recipes import Recipe
@@ -67,18 +65,15 @@ class _Text:
     mask: Tensor
 
 
-class Place(Method):
+class Place(DualEncoder):
     name = "place"
     title = "PLACE (re-implemented from the abstract)"
     paper = "https://arxiv.org/abs/2506.10573"
     recipe_class: ClassVar[type[Recipe]] = PlaceRecipe
+    recipe: PlaceRecipe
 
     def __init__(self, recipe: PlaceRecipe, text_encoder: TextEncoder):
-        super().__init__()
-        self.recipe = recipe
-        self.image_input = image_input(recipe.image)
-        self.image_encoder = ImageEncoder(recipe.image)
-        self.text_encoder = text_encoder
+        super().__init__(recipe, text_encoder)
         image, regions, wide = self.image_encoder.channels, self.image_encoder.pyramid_channels[2], recipe.query_width
         self.image_global = bn_head(image, recipe.hidden, recipe.width)
         self.text_global = bn_head(text_encoder.width, recipe.hidden, recipe.width)
@@ -90,15 +85,6 @@ class Place(Method):
         self.correlation_words = nn.Linear(text_encoder.width, wide)
         self.correlation = CorrelationHead(wide, recipe.query_heads, 64, recipe.grid)
 
-    @classmethod
-    def from_recipe(cls, recipe: Recipe, texts: Iterable[str] | None = None, tokenizer: Path | None = None) -> Place:
-        assert isinstance(recipe, PlaceRecipe)
-        assert recipe.text is not None
-        return cls(recipe, TextEncoder.build(recipe.text, texts, tokenizer))
-
-    def save_tokenizer(self, folder: Path) -> None:
-        self.text_encoder.save(folder)
-
     # --------------------------------------------------------------------------------------- encoding
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
@@ -109,26 +95,15 @@ class Place(Method):
         return ImageFeatures(unit(self.image_global(features.mean(dim=(2, 3)))), features)
 
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:
-        text = self._text(self._tokens(texts))
+        text = self._text(self.tokens(texts))
         return TextFeatures(text.joint, text.observations, text.mask)
 
     def local_score(self, images: Tensor, texts: Sequence[str]) -> Tensor | None:
         """Mean of the two directions' cosines of observations, (Z + Z') / 2."""
-        text = self._text(self._tokens(texts))
+        text = self._text(self.tokens(texts))
         forth, back = pair_scores(self._image(images).observations, text.observations, text.mask,
                                   self.recipe.tau_attention)
         return (forth + back) / 2
-
-    def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.image_encoder.pyramid(images)
-
-    @property
-    def pyramid_channels(self) -> tuple[int, int, int, int]:
-        return self.image_encoder.pyramid_channels
-
-    def _tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        tokens = self.text_encoder.pad([self.text_encoder.tokens(split_sentences(text)) for text in texts])
-        return {key: value.to(self.visual.queries.device) for key, value in tokens.items()}
 
     def _image(self, images: Tensor) -> _Image:
         """Patches are a transformer's, or the positions of a convolutional network's map of stride 16."""
@@ -152,12 +127,7 @@ class Place(Method):
 
     def view(self, study: StudyView, rng: np.random.Generator) -> Sample:
         """One of the study's images, augmented, and its whole report."""
-        pixels = augment(study.images[rng.integers(len(study.images))], self.recipe.augmentation, rng)
-        return {"image": pixels, "tokens": self.text_encoder.tokens(study.report.sentences)}
-
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        images = torch.from_numpy(np.stack([s["image"] for s in samples])).unsqueeze(1)
-        return {"image": images, **self.text_encoder.pad([s["tokens"] for s in samples])}
+        return self.pair(study, study.report.sentences, self.recipe.augmentation, rng)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, tuple[float, Tensor]]:
         recipe, images = self.recipe, self.normalise(batch["image"])
