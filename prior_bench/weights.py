@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from prior_bench import plugins
@@ -259,7 +260,13 @@ def load_method(folder: Path) -> Method:
     folder = Path(folder)
     meta = _read_json(folder / META)
     cls = plugins.load("methods", meta["method"])
-    recipe = cls.recipe_class.model_validate(_read_json(folder / RECIPE))
+    try:
+        recipe = cls.recipe_class.model_validate(_read_json(folder / RECIPE))
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, e["loc"])) for e in error.errors())
+        raise UserError(f"the recipe of the weights is not one of this version of {meta['method']}: {fields}",
+                        where=str(folder / RECIPE), fix="pre-train again, or use the version that made the weights"
+                        ) from error
     recipe = recipe.model_copy(update={"image": recipe.image.model_copy(update={"weights": "random"})})
     method: Method = new_method(cls, recipe, seed=0, tokenizer=folder / TOKENIZER)
     method.has_text = meta["has_text"]

@@ -362,6 +362,15 @@ def test_a_malicious_pickle_is_not_run(tmp_path, monkeypatch):
         assert "safetensors" in error.value.fix
 
 
+def test_weights_of_another_version_are_named(tmp_path):
+    method = make("small", texts=REPORTS, **SMALL)
+    save_weights(tmp_path / "weights", method, method.recipe, {})
+    file = tmp_path / "weights" / "recipe.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rotation": 5.0}))
+    with pytest.raises(UserError, match="not one of this version of prior: rotation"):
+        load_method(tmp_path / "weights")
+
+
 def test_files_without_tensors_and_missing_files_are_named(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "empty.pt")
     torch.save([1, 2], tmp_path / "list.pt")
