@@ -34,6 +34,16 @@ def one_thread():
         sys.modules["torch"].set_num_threads(1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def plugins_of_this_module():
+    """What a test module registers by file, it alone sees: one worker runs many modules, in any order."""
+    from prior_bench import plugins
+
+    before = {kind: dict(found) for kind, found in plugins._from_files.items()}
+    yield
+    plugins._from_files.update(before)
+
+
 @pytest.fixture(scope="session")
 def toy():
     """The toy dataset (tests/toy.py): 108 patients at 64 px with labels, classes, masks, boxes and reports."""

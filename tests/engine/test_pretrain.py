@@ -35,7 +35,7 @@ FP32 = choose("cpu", "fp32")
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def toy_method():
     """The module of toy_method.py, registered as --plugin would."""
     plugins.add_file(HERE / "toy_method.py")
