@@ -36,6 +36,7 @@ class Row:
     method: str
     recipe: str
     source: str
+    note: str = field(default="", compare=False)  # what a reader must know of the method, e.g. a re-implementation
 
     @property
     def reference(self) -> bool:
@@ -44,7 +45,8 @@ class Row:
 
     @property
     def label(self) -> str:
-        return f"{self.method} ({self.recipe})" if self.reference else f"{self.method} ({self.recipe}, {self.source})"
+        method = self.method + r"\*" * bool(self.note)
+        return f"{method} ({self.recipe})" if self.reference else f"{method} ({self.recipe}, {self.source})"
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -201,7 +203,8 @@ def tabled(kept: Sequence[Result], rebuilt: Sequence[Rebuilt]) -> list[Table]:
 
 
 def _row(result: Result) -> Row:
-    return Row(result.cell.method, result.cell.recipe, result.cell.pretrain_source)
+    note = result.provenance.get("method", {}).get("note", "")
+    return Row(result.cell.method, result.cell.recipe, result.cell.pretrain_source, note)
 
 
 def _deviation(values: np.ndarray, seeds: Sequence[int]) -> float | None:
@@ -226,7 +229,8 @@ def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
     if any(not row.reference for row in rows):
         lines += ["One pre-training seed speaks of this checkpoint, not of the method; the seeds are counted beside "
                   "each name.", ""]
-    lines += [f"- {note}." for note in notes] + [""] * bool(notes)
+    noted = sorted({rf"\* {row.method}: {row.note}" for row in rows if row.note})
+    lines += [f"- {note}." for note in [*noted, *notes]] + [""] * bool(noted or notes)
     for table in tables:
         lines += _section(table, rows)
     return "\n".join(lines).rstrip() + "\n"
@@ -368,7 +372,7 @@ def _table(body: list[list[str]], header: list[str]) -> str:
 # ----------------------------------------------------------------------------------------------- CSV
 
 COLUMNS = ("dataset", "task", "target", "mode", "profile", "protocol_version", "fraction", "method", "recipe",
-           "pretrain_source", "reference", "metric", "status", "mean", "subset_deviation", "head_deviation",
+           "pretrain_source", "reference", "note", "metric", "status", "mean", "subset_deviation", "head_deviation",
            "pretrain_deviation", "interval_low", "interval_high", "runs", "reason")
 
 
@@ -383,7 +387,7 @@ def comma_separated(tables: Sequence[Table]) -> str:
             for fraction in sorted(table.entries[row], key=lambda f: -1.0 if f is None else f):
                 entry = table.entries[row][fraction]
                 first = [h.dataset, h.task, h.target, h.mode, h.profile, h.version, _number(fraction), row.method,
-                         row.recipe, row.source, int(row.reference)]
+                         row.recipe, row.source, int(row.reference), row.note]
                 writer.writerows([*first, *line] for line in _csv_lines(entry))
     return buffer.getvalue()
 

@@ -233,7 +233,11 @@ class _Runner:
         return Context(method, self.dataset, digest, self.precision, features, request.cache, request.profile)
 
     def _provenance(self, cell: Cell, seconds: dict[str, float]) -> dict[str, Any]:
+        name = cell.method
+        kind = plugins.load("methods", name)
         return provenance.collect() | {
+            "method": {"title": kind.title, "paper": kind.paper,
+                       "note": recipe_files.note(recipe_files.recipe_file(name))},
             "recipe": self.obtained.recipe,
             "weights": self.obtained.notes,
             "seeds": {"pretrain": cell.pretrain_seed, "subset": cell.subset_seed, "head": cell.head_seed},

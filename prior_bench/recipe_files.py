@@ -1,4 +1,4 @@
-"""Reads recipe files as plain values: which recipes there are, `extends:`, overrides.
+"""Reads recipe files as plain values: which recipes there are, `extends:`, overrides, and the method's `note:`.
 
 Planning uses it without pydantic, and `recipes.load` validates what it returns.
 """
@@ -23,6 +23,19 @@ def recipe_file(method: str) -> Path:
 
 def read(file: Path) -> dict[str, dict[str, Any]]:
     """All recipes of a file by name, as written."""
+    content = _content(file)
+    content.pop("note", None)
+    if not all(isinstance(values, dict) for values in content.values()):
+        raise UserError("the recipe file holds no recipes", where=str(file), expected="a mapping from name to recipe")
+    return content
+
+
+def note(file: Path) -> str:
+    """What a reader of the method's numbers must know, shown wherever they are; empty for most methods."""
+    return str(_content(file).get("note", ""))
+
+
+def _content(file: Path) -> dict[str, Any]:
     import yaml
 
     if not file.is_file():
@@ -31,7 +44,7 @@ def read(file: Path) -> dict[str, dict[str, Any]]:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"the recipe file is not valid YAML: {error}", where=str(file)) from error
-    if not isinstance(content, dict) or not all(isinstance(values, dict) for values in content.values()):
+    if not isinstance(content, dict):
         raise UserError("the recipe file holds no recipes", where=str(file), expected="a mapping from name to recipe")
     return content
 

@@ -73,7 +73,7 @@ class _Text:
 
 class Mpma(DualEncoder):
     name = "mpma"
-    title = "MPMA (re-implemented from the abstract)"
+    title = "MPMA"
     paper = "https://arxiv.org/abs/2305.07920"
     recipe_class: ClassVar[type[Recipe]] = MpmaRecipe
     recipe: MpmaRecipe

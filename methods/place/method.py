@@ -67,7 +67,7 @@ class _Text:
 
 class Place(DualEncoder):
     name = "place"
-    title = "PLACE (re-implemented from the abstract)"
+    title = "PLACE"
     paper = "https://arxiv.org/abs/2506.10573"
     recipe_class: ClassVar[type[Recipe]] = PlaceRecipe
     recipe: PlaceRecipe

@@ -45,7 +45,9 @@ def _described(describe: Callable[[str], str], name: str) -> str:
 def _method(name: str) -> str:
     from prior_bench import recipe_files
 
-    return f"recipes: {', '.join(recipe_files.read(recipe_files.recipe_file(name)))}"
+    file = recipe_files.recipe_file(name)
+    note = recipe_files.note(file)
+    return f"recipes: {', '.join(recipe_files.read(file))}" + (f"; {note}" if note else "")
 
 
 def _task(name: str) -> str:

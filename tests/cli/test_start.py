@@ -29,6 +29,7 @@ def start(tmp_path, *arguments):
     (["run", "--help"], 0, "--max-bad-images"),
     (["--version"], 0, "0."),
     (["list"], 0, "covid-chestxray"),
+    (["list", "methods"], 0, "; re-implemented from the abstract"),
     (["list", "datasets"], 0, "phantom-5x40 (exclusive)"),
     (["list", "method"], 2, "did you mean 'methods'"),
     (["run", "--method", "prior", "--dry-run"], 0, "to be pre-trained"),

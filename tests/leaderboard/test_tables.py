@@ -85,6 +85,21 @@ def test_best_is_bold_and_references_stand_below(tmp_path):
     assert order == sorted(order)
 
 
+def test_what_a_reader_must_know_of_a_method_is_shown(tmp_path):
+    made = cell("rebuilt")
+    store(tmp_path, cell("other"), 0.5)
+    store(tmp_path, made, 0.4)
+    file = next(tmp_path.glob("rebuilt*.json"))
+    content = json.loads(file.read_text())
+    content["provenance"]["method"] = {"note": "re-implemented from the abstract"}
+    file.write_text(json.dumps(content))
+    text, rows, _ = write(tmp_path)
+    assert line(text, r"rebuilt\* (small, phantom)")
+    assert r"- \* rebuilt: re-implemented from the abstract." in text
+    assert line(text, "other (small, phantom)")
+    assert {row["method"]: row["note"] for row in rows} == {"rebuilt": "re-implemented from the abstract", "other": ""}
+
+
 def test_difference_to_random_is_paired(tmp_path):
     ours = store(tmp_path, cell("ours"), 0.4)
     base = store(tmp_path, cell("random", source="none"), 0.6)
