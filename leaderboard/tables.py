@@ -1,8 +1,9 @@
 """LEADERBOARD.md and leaderboard.csv, written from a results folder and from nothing else.
 
 One table a task, dataset and target: methods as rows, fractions as columns. Each number is the mean over seeds of a
-metric rebuilt from the saved predictions (rebuild.py); its interval is that of the per-draw mean over seeds. Equal
-results give equal bytes.
+metric rebuilt from the saved predictions (rebuild.py); its interval is that of the per-draw mean over seeds. Rows of
+one recipe are a track: the same encoders, pairs and steps, so that only the method differs; a track is ranked by
+itself. Equal results give equal bytes.
 """
 
 from __future__ import annotations
@@ -218,12 +219,13 @@ def _deviation(values: np.ndarray, seeds: Sequence[int]) -> float | None:
 
 def markdown(tables: Sequence[Table], notes: Sequence[str]) -> str:
     """The whole page."""
-    rows = sorted({row for table in tables for row in table.entries}, key=lambda row: (row.reference, row))
+    rows = sorted({row for table in tables for row in table.entries}, key=lambda r: (r.recipe, r.reference, r))
     lines = [
         "# Leaderboard", "",
         "Every number is rebuilt from saved predictions. Mean over seeds ± standard deviation over subset seeds "
         "[95 % interval]; the interval is a bootstrap over patients (1,000 draws, the same for all methods), of the "
-        "per-draw mean over seeds. Best in bold; references stand below the line and are not ranked. "
+        "per-draw mean over seeds. The best of each track (the rows of one recipe: same encoders, same pairs, same "
+        "steps) in bold; references stand below its line and are not ranked. "
         f'"{NOT_RUN}" is not "not applicable", which has its reason below the table.', "",
     ]
     if any(not row.reference for row in rows):
@@ -257,9 +259,13 @@ def _grid(table: Table, rows: Sequence[Row], main: Metric | None, footnotes: dic
     name = main.name if main else ""
     others = _others(table, name)
     body = []
+    empty = [""] * (len(table.fractions) + len(others))
+    several = len({row.recipe for row in rows}) > 1
     for above, row in zip([None, *rows], rows, strict=False):
-        if above is not None and row.reference and not above.reference:
-            body.append(["*references*", *[""] * (len(table.fractions) + len(others))])
+        if several and (above is None or above.recipe != row.recipe):
+            body.append([f"*track {row.recipe}*", *empty])
+        if row.reference and above is not None and above.recipe == row.recipe and not above.reference:
+            body.append(["*references*", *empty])
         cells = [_cell(table, row, fraction, name, rows, main, footnotes) for fraction in table.fractions]
         body.append([_label(table, row), *cells, *(_plain(table.entry(row, None), other) for other in others)])
     header = ["method", *(name if f is None else f"{f:.0%}" for f in table.fractions), *others]
@@ -287,21 +293,21 @@ def _cell(table: Table, row: Row, fraction: float | None, name: str, rows: Seque
         text += f" ± {summary.subset_deviation:.3f}"
     if summary.interval is not None:
         text += f" [{summary.interval[0]:.3f}, {summary.interval[1]:.3f}]"
-    expected = max(len(e.rebuilt) for r in rows if (e := table.entry(r, fraction)))
+    expected = max(len(e.rebuilt) for r in rows if r.recipe == row.recipe and (e := table.entry(r, fraction)))
     if not row.reference and len(entry.rebuilt) < expected:
         text += f" ({len(entry.rebuilt)} of {expected} runs)"
     return text
 
 
 def _is_best(table: Table, row: Row, fraction: float | None, rows: Sequence[Row], main: Metric) -> bool:
-    """Whether no ranked row has a better mean, as printed."""
+    """Whether no ranked row of its track has a better mean, as printed."""
     if row.reference:
         return False
     sign = 1 if main.higher_is_better else -1
     means = {}
     for other in rows:
         entry = table.entry(other, fraction)
-        if entry is not None and entry.rebuilt and not other.reference:
+        if other.recipe == row.recipe and entry is not None and entry.rebuilt and not other.reference:
             mean = entry.metric(main.name).mean
             if mean is not None:
                 means[other] = sign * round(mean, 3)

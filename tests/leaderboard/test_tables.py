@@ -100,6 +100,20 @@ def test_what_a_reader_must_know_of_a_method_is_shown(tmp_path):
     assert {row["method"]: row["note"] for row in rows} == {"rebuilt": "re-implemented from the abstract", "other": ""}
 
 
+def test_each_track_has_its_own_best(tmp_path):
+    for method, recipe, level in (("one", "small", 0.5), ("two", "small", 0.3), ("one", "large", 0.7),
+                                  ("random", "large", 0.9)):
+        store(tmp_path, cell(method, recipe=recipe, source="none" if method == "random" else "phantom"), level)
+    text, *_ = write(tmp_path)
+    firsts = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
+    grid = firsts[2 : firsts.index("two (small, phantom), 1 seed") + 1]
+    assert grid == ["*track large*", "one (large, phantom), 1 seed", "*references*", "random (large)",
+                    "*track small*", "one (small, phantom), 1 seed", "two (small, phantom), 1 seed"]
+    assert "**" in line(text, "one (large")
+    assert "**" in line(text, "two (small")
+    assert "**" not in line(text, "one (small")
+
+
 def test_difference_to_random_is_paired(tmp_path):
     ours = store(tmp_path, cell("ours"), 0.4)
     base = store(tmp_path, cell("random", source="none"), 0.6)
