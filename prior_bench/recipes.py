@@ -20,8 +20,17 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _unset(value: object) -> bool:
+    """For settings that came later: where they are not used, a recipe keeps its digest."""
+    return value is None
+
+
 class ImageEncoderSpec(Strict):
-    """A timm image encoder by name. `weights`: "random", "hub" (timm's pretrained weights) or a local file."""
+    """A timm image encoder by name. `weights`: "random", "hub" (timm's pretrained weights) or a local file.
+
+    `first_layers` keeps that many of timm's levels of features and leaves the later ones out: blocks of a transformer,
+    stages of a convolutional network (of a ResNet the stem is the first).
+    """
 
     name: str = "resnet18"
     weights: str = "random"
@@ -30,6 +39,7 @@ class ImageEncoderSpec(Strict):
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.25,)
     fit: Literal["squash", "letterbox", "crop"] = "squash"
+    first_layers: int | None = Field(None, gt=0, exclude_if=_unset)
 
 
 class TextEncoderSpec(Strict):

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 WEIGHTS, RECIPE, META, TOKENIZER = "weights.safetensors", "recipe.json", "meta.json", "tokenizer"
-PARTS = {"image_encoder": "image encoder", "text_encoder": "text encoder"}  # by first name of a key; the rest are heads
-HEADS = "heads"
+IMAGE, TEXT, HEADS = "image encoder", "text encoder", "heads"
+PARTS = {"image_encoder": IMAGE, "text_encoder": TEXT}  # by first name of a key; the rest are heads
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
 
@@ -65,14 +65,14 @@ def part_of(key: str) -> str:
     return PARTS.get(key.partition(".")[0], HEADS)
 
 
-def coverage_of(module: nn.Module, state: Mapping[str, Tensor]) -> Coverage:
-    """What loading `state` into `module` would fill."""
+def coverage_of(module: nn.Module, state: Mapping[str, Tensor], whole: str | None = None) -> Coverage:
+    """What loading `state` into `module` would fill; `whole` names a module that is one part."""
     own = module.state_dict()
     loaded: dict[str, int] = {}
     expected: dict[str, int] = {}
     missing = []
     for key, value in own.items():
-        part = part_of(key)
+        part = whole or part_of(key)
         expected[part] = expected.get(part, 0) + 1
         if key in state and state[key].shape == value.shape:
             loaded[part] = loaded.get(part, 0) + 1
@@ -82,9 +82,9 @@ def coverage_of(module: nn.Module, state: Mapping[str, Tensor]) -> Coverage:
     return Coverage(loaded, expected, tuple(missing), tuple(key for key in state if key not in own))
 
 
-def fit_state(module: nn.Module, state: Mapping[str, Tensor]) -> Coverage:
+def fit_state(module: nn.Module, state: Mapping[str, Tensor], whole: str | None = None) -> Coverage:
     """Load the keys that fit by name and shape; says which did not."""
-    coverage = coverage_of(module, state)
+    coverage = coverage_of(module, state, whole)
     own = module.state_dict()
     module.load_state_dict({k: v for k, v in state.items() if k in own and v.shape == own[k].shape}, strict=False)
     return coverage
@@ -208,7 +208,7 @@ def load_checkpoint(method: Method, file: Path, allow_partial: bool = False) -> 
     file = Path(file)
     state = method.adapt_checkpoint(read_state(file / WEIGHTS if file.is_dir() else file))
     coverage = coverage_of(method, state)
-    image, text = (coverage.share(PARTS[p]) for p in ("image_encoder", "text_encoder"))
+    image, text = coverage.share(IMAGE), coverage.share(TEXT)
     if not allow_partial and (image < 1 or 0 < text < 1):
         raise UserError(f"the file does not fit the {method.name} model: {coverage}", where=str(file),
                         expected="every weight of the image encoder, and of the text encoder if there is one",
