@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 
@@ -380,3 +381,77 @@ def test_a_lightning_file_with_anything_else_is_refused(tmp_path):
     torch.save({"state_dict": {"conv1.weight": EXTRA}, "hyper_parameters": Evil()}, tmp_path / "evil.ckpt")
     with pytest.raises(UserError, match="more than tensors"):
         read_state(tmp_path / "evil.ckpt")
+
+
+# --------------------------------------------------------------------------------- files that are trusted
+
+
+class Foreign:
+    """Pickled under the name of a package that is not there when the file is read."""
+
+
+@pytest.fixture
+def foreign_file(tmp_path, monkeypatch):
+    """A file with an object of a missing package and one whose reading runs code: it makes a folder."""
+    module = types.ModuleType("nobodys_trainer")
+    module.Foreign = Foreign
+    monkeypatch.setattr(Foreign, "__module__", "nobodys_trainer")
+    monkeypatch.setitem(sys.modules, "nobodys_trainer", module)
+
+    class Runs:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "it-ran"),)
+
+    foreign = Foreign()
+    foreign.settings = {"lr": 1e-4, "again": Foreign()}
+    state = prefixed(resnet()[1], "module.encoder.")
+    shared = torch.nn.Parameter(torch.randn(64))
+    state["module.encoder.bn1.weight"] = state["module.encoder.bn1.bias"] = shared
+    torch.save({"state_dict": state, "hyper_parameters": foreign, "more": Runs()}, tmp_path / "foreign.ckpt")
+    monkeypatch.undo()
+    return tmp_path / "foreign.ckpt", state
+
+
+def convert(*arguments):
+    return CliRunner().invoke(app, ["weights", "convert", *map(str, arguments)])
+
+
+def test_a_file_that_needs_unpickling_is_converted_where_it_is_trusted(foreign_file, tmp_path):
+    file, state = foreign_file
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(UserError) as error:
+        read_state(file)
+    assert "prior-bench weights convert --trust foreign.ckpt foreign.safetensors" in error.value.fix
+    refused = convert(file, out)
+    assert refused.exit_code == 2
+    assert "runs any code" in refused.output
+    assert not out.exists()
+    assert not (tmp_path / "it-ran").exists()
+    done = convert("--trust", file, out)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "it-ran").is_dir()  # as it was told
+    assert "layout: wrapper " in done.stdout
+    written = read_state(out)
+    assert set(written) == {key.removeprefix("module.") for key in state}
+    assert all(torch.equal(value, state[f"module.{key}"]) for key, value in written.items())
+    assert {p.name for p in tmp_path.iterdir()} == {"foreign.ckpt", "out.safetensors", "it-ran"}
+
+
+def test_a_whole_model_is_converted(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3))
+    torch.save(model, tmp_path / "model.pt")
+    assert convert("--trust", tmp_path / "model.pt", tmp_path / "out.safetensors").exit_code == 0
+    assert torch.equal(read_state(tmp_path / "out.safetensors")["0.weight"], model[0].weight)
+
+
+def test_what_convert_refuses(tmp_path):
+    file = tmp_path / "good.pt"
+    torch.save({"conv1.weight": EXTRA}, file)
+    (tmp_path / "taken.safetensors").write_bytes(b"mine")
+    for out in ("taken.safetensors", "out.pt", "nowhere/out.safetensors"):
+        assert convert("--trust", file, tmp_path / out).exit_code == 2
+    assert (tmp_path / "taken.safetensors").read_bytes() == b"mine"
+    file.write_bytes(file.read_bytes()[:200])
+    for missing in (file, tmp_path / "none.pt"):
+        assert convert("--trust", missing, tmp_path / "out.safetensors").exit_code == 2
+    assert not list(tmp_path.glob("*out*"))

@@ -1,7 +1,11 @@
-"""`prior-bench weights inspect FILE`: which layout a weights file has, what it holds, and what would be loaded."""
+"""`prior-bench weights inspect FILE`: which layout a weights file has, what it holds, and what would be loaded.
+
+`prior-bench weights convert --trust FILE OUT.safetensors` takes the tensors out of a file that cannot be read safely.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -11,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prior_bench.cli.common import verb
+from prior_bench.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,22 +29,54 @@ _METHODS = {"prior-full": ("prior", "paper"), "gloria": ("gloria", "paper"), "mg
 _RECIPES = {  # of the reference `encoder`, by layout or else by architecture
     "medklip": "medklip", "ptunifier": "ptunifier", "ResNet": "resnet50", "vision transformer": "vit-base",
     "Swin transformer": "swin-tiny", "CLIP transformer": "clip"}
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look into weights files.")
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look into weights files, and convert them.")
 
 
 @app.callback()
 def _weights() -> None:
-    """Look into weights files."""
+    """Look into weights files, and convert them."""
 
 
 @app.command()
 @verb
 def inspect(file: Annotated[Path, typer.Argument(help="A file by the authors of a method, or of ours.")]) -> None:
     """Say which layout a weights file has, what it holds, and how it is used."""
-    from prior_bench.layouts import image_state, recognise, text_state
     from prior_bench.weights import read_state
 
-    state = read_state(file)
+    _describe(file, read_state(file))
+
+
+@app.command()
+@verb
+def convert(
+    file: Annotated[Path, typer.Argument(help="A PyTorch file by the authors of a method.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write; it must not exist.")],
+    trust: Annotated[bool, typer.Option("--trust", help="Run whatever code is in the file.")] = False,
+) -> None:
+    """Unpickle a file that you trust, and write its tensors alone.
+
+    Unpickling runs code that the file brings. Every other command refuses such files.
+    """
+    if not trust:
+        raise UserError("reading this file whole runs any code that is in it", where=str(file),
+                        fix="try `prior-bench weights inspect`, which runs nothing; give --trust only where you trust "
+                            "whoever made the file")
+    if out.suffix != ".safetensors" or out.exists() or not out.parent.is_dir():
+        raise UserError("this is not a place for the converted file", where=str(out),
+                        expected="a name that ends in .safetensors, in a folder that exists, and is not taken")
+    from prior_bench.weights import read_trusted, write_state
+
+    state = read_trusted(file)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    write_state(state, temporary)
+    os.replace(temporary, out)
+    typer.echo(f"wrote {out}")
+    _describe(out, state)
+
+
+def _describe(file: Path, state: Mapping[str, Tensor]) -> None:
+    from prior_bench.layouts import image_state, recognise, text_state
+
     layout = recognise(state)
     numbers = sum(value.numel() for value in state.values())
     typer.echo(f"{file.name}: {len(state)} tensors, {numbers / 1e6:.1f} million numbers")
