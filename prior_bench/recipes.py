@@ -20,9 +20,9 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _unset(value: object) -> bool:
-    """For settings that came later: where they are not used, a recipe keeps its digest."""
-    return value is None
+def later(default: Any, **constraints: Any) -> Any:
+    """The field of a setting that came later: at its default a recipe keeps the digest that it had without it."""
+    return Field(default, exclude_if=lambda value: value == default, **constraints)
 
 
 class ImageEncoderSpec(Strict):
@@ -39,7 +39,7 @@ class ImageEncoderSpec(Strict):
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.25,)
     fit: Literal["squash", "letterbox", "crop"] = "squash"
-    first_layers: int | None = Field(None, gt=0, exclude_if=_unset)
+    first_layers: int | None = later(None, gt=0)
 
 
 class TextEncoderSpec(Strict):

@@ -25,7 +25,8 @@ _ARCHITECTURES = (("conv1.weight", r"layer\d+\.\d+\.", "ResNet"),  # first kerne
                   ("patch_embed.proj.weight", r"blocks\.\d+\.", "vision transformer"),
                   ("patch_embed.proj.weight", r"layers\.\d+\.blocks\.\d+\.", "Swin transformer"),
                   ("conv1.weight", r"transformer\.resblocks\.\d+\.", "CLIP transformer"))
-_METHODS = {"prior-full": ("prior", "paper"), "gloria": ("gloria", "paper"), "mgca": ("mgca", "paper")}
+_METHODS = {"prior-full": ("prior", "paper"), "gloria": ("gloria", "paper"), "mgca": ("mgca", "paper"),
+            "convirt-benchx": ("convirt", "benchx"), "convirt-edreis": ("convirt", "edreis")}
 _RECIPES = {  # of the reference `encoder`, by layout or else by architecture
     "medklip": "medklip", "ptunifier": "ptunifier", "ResNet": "resnet50", "vision transformer": "vit-base",
     "Swin transformer": "swin-tiny", "CLIP transformer": "clip"}
