@@ -29,7 +29,8 @@ class ImageEncoderSpec(Strict):
     """A timm image encoder by name. `weights`: "random", "hub" (timm's pretrained weights) or a local file.
 
     `first_layers` keeps that many of timm's levels of features and leaves the later ones out: blocks of a transformer,
-    stages of a convolutional network (of a ResNet the stem is the first).
+    stages of a convolutional network (of a ResNet the stem is the first). `allow_partial` takes a local file that
+    leaves a part of the encoder random, or has more than it.
     """
 
     name: str = "resnet18"
@@ -40,6 +41,7 @@ class ImageEncoderSpec(Strict):
     std: tuple[float, ...] = (0.25,)
     fit: Literal["squash", "letterbox", "crop"] = "squash"
     first_layers: int | None = later(None, gt=0)
+    allow_partial: bool = later(False)
 
 
 class TextEncoderSpec(Strict):

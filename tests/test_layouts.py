@@ -185,6 +185,15 @@ def test_medklip_computes_what_it_computed(tmp_path):
     assert encoder.pyramid_channels == (64, 128, 256, 256)
 
 
+def test_a_partly_random_encoder_is_there_for_those_who_ask(tmp_path):
+    _, state = resnet()
+    file = write(tmp_path / "medklip.pth", "model", medklip(state), parallel=True)
+    encoder = ImageEncoder(ImageEncoderSpec(name="resnet18", weights=str(file), channels=3, allow_partial=True))
+    assert 0 < encoder.coverage.share("image encoder") < 1
+    assert all(key.startswith("layer4.") for key in encoder.coverage.missing)
+    assert torch.equal(encoder.model.layer3[0].conv1.weight, state["layer3.0.conv1.weight"])
+
+
 @pytest.mark.parametrize("layout", ["refers", "vit-pytorch"])
 def test_refers_computes_what_it_computed(layout, tmp_path):
     model = scrambled(timm.create_model("test_vit", num_classes=0))
@@ -288,7 +297,7 @@ def test_more_layers_than_there_are():
 
 
 def test_a_setting_that_is_not_used_leaves_digests_as_they_were():
-    assert "first_layers" not in ImageEncoderSpec().model_dump()
+    assert not {"first_layers", "allow_partial"} & set(ImageEncoderSpec().model_dump())
     assert ImageEncoderSpec(first_layers=4).model_dump()["first_layers"] == 4
 
 

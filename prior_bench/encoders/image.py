@@ -55,7 +55,7 @@ class ImageEncoder(nn.Module):
         self.model = _create(spec)
         self.coverage: Coverage | None = None
         if spec.weights not in ("random", "hub"):
-            self.coverage = _load_file(self.model, Path(spec.weights))
+            self.coverage = _load_file(self.model, Path(spec.weights), spec.allow_partial)
         stages = [(s["reduction"], s["num_chs"]) for s in _stages(self.model)[: spec.first_layers]]
         strides = [stride for stride, _ in stages]
         self.last = len(stages) - 1
@@ -221,13 +221,13 @@ def file_coverage(spec: ImageEncoderSpec, state: Mapping[str, Tensor]) -> Covera
     return coverage_of(model, timm_state(model, state), IMAGE)
 
 
-def _load_file(model: nn.Module, file: Path) -> Coverage:
-    """Fill the model from a state dict whose layout is recognised; refuses a file that leaves a part of it random."""
+def _load_file(model: nn.Module, file: Path, allow_partial: bool) -> Coverage:
+    """Fill the model from a state dict whose layout is recognised; refuses one that does not fit, unless allowed."""
     state = timm_state(model, read_state(file))
     coverage = fit_state(model, state, IMAGE)
-    if coverage.missing or coverage.unexpected:
+    if (coverage.missing or coverage.unexpected) and not allow_partial:
         raise UserError(f"the file does not hold the weights of this image encoder: {coverage}", where=str(file),
                         expected=f"a state dict with keys like {next(iter(model.state_dict()))}",
                         fix=f"see `prior-bench weights inspect {file.name}`; first missing: {coverage.missing[:3]}; "
-                            f"first unexpected: {coverage.unexpected[:3]}")
+                            f"first unexpected: {coverage.unexpected[:3]}; or image.allow_partial=true")
     return coverage
