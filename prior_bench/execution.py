@@ -36,6 +36,8 @@ class Listener(Protocol):
 
     def weights(self, weights: Weights, phase: str, share: float, text: str) -> None: ...
 
+    def loaded(self, weights: Weights, coverage: str) -> None: ...
+
     def progress(self, cell: PlannedCell, phase: str, share: float) -> None: ...
 
     def waiting(self, cell: PlannedCell) -> None: ...
@@ -80,6 +82,8 @@ def _run_weights(grid: Grid, weights: Weights, cells: list[PlannedCell], precisi
         for cell in cells:
             listener.failed(cell, f"{type(error).__name__}: {error}")
         return
+    if "coverage" in obtained.notes:
+        listener.loaded(weights, obtained.notes["coverage"])
     if obtained.digest != weights.digest:
         if weights.source != NO_SOURCE:
             write_note(grid.request.cache, weights.key, obtained.digest)
@@ -120,7 +124,9 @@ def obtain(grid: Grid, weights: Weights, precision: Precision, listener: Listene
         return Obtained(method, weights.key, values, notes)  # the file's content, and what is made of it
     if weights.source == NO_SOURCE:
         assert weights.digest is not None
-        return Obtained(new_method(kind, recipe, weights.seed, texts), weights.digest, values, {})
+        method = new_method(kind, recipe, weights.seed, texts)
+        coverage = getattr(getattr(method, "image_encoder", None), "coverage", None)  # of a file in image.weights
+        return Obtained(method, weights.digest, values, {"coverage": str(coverage)} if coverage else {})
     from prior_bench.engine.pretrain import pretrain
 
     assert source is not None

@@ -1,18 +1,33 @@
 """Layouts of released checkpoints: which file it is, and its image and text encoder under common names.
 
 Image encoders come out under torchvision's and timm's names (`conv1.weight`, `layer1.0...`, `blocks.0...`), text
-encoders under those of transformers' BERT. Encoders and `prior-bench weights inspect` share the table.
+encoders under those of transformers' BERT. Encoders and `prior-bench weights inspect` share the table. Names were read
+in the methods' public code, not in the released files.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 _NUMBERED = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}  # of a Sequential
+# Other families' names by a start that tells them: parts of a name and what timm has there, replaced in this order.
+_TIMM_NAMES = {
+    "transformer.embeddings.": (  # ViT-pytorch, after Google's code
+        ("transformer.embeddings.patch_embeddings.", "patch_embed.proj."),
+        ("transformer.embeddings.position_embeddings", "pos_embed"), ("transformer.embeddings.cls_token", "cls_token"),
+        ("transformer.encoder.encoder_norm.", "norm."), ("transformer.encoder.layer.", "blocks."),
+        (".attention_norm.", ".norm1."), (".ffn_norm.", ".norm2."), (".ffn.", ".mlp."), (".attn.out.", ".attn.proj.")),
+    "embeddings.patch_embeddings.projection.": (  # transformers' Swin
+        ("embeddings.patch_embeddings.projection.", "patch_embed.proj."), ("embeddings.norm.", "patch_embed.norm."),
+        ("encoder.layers.", "layers."), ("layernorm_before.", "norm1."), ("layernorm_after.", "norm2."),
+        ("layernorm.", "norm."), (".attention.self.", ".attn."), (".attention.output.dense.", ".attn.proj."),
+        (".intermediate.dense.", ".mlp.fc1."), (".output.dense.", ".mlp.fc2.")),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +51,27 @@ LAYOUTS = (
     Layout("convirt-mgca", "ConVIRT of MGCA's repository", "img_encoder.global_embed.", "img_encoder.model.",
            "text_encoder.model."),
     Layout("convirt-benchx", "ConVIRT of BenchX", "vis_proj.", "visual.model.", "linguistic.encoder."),
-    Layout("convirt-edreis", "ConVIRT of edreisMD", "res_l1.", "res_features.", "bert_model."),
+    Layout("convirt-edreis", "ConVIRT of edreisMD", "bert_l1.", "res_features.", "bert_model."),
     Layout("medklip", "MedKLIP", "res_features.", "res_features.",
-           note="layer4 was not trained and is not in the file"),
-    Layout("medclip", "MedCLIP, ResNet-50", "vision_model.model.", "vision_model.model.", "text_model.model."),
+           note="layer4 is no part of the model and not in the file"),
+    Layout("medclip", "MedCLIP", "vision_model.model.", "vision_model.model.", "text_model.model."),
     Layout("refers", "REFERS", "visual.vit.", "visual.vit."),
-    Layout("ptunifier", "PTUnifier", "vision_encoder.", "vision_encoder.visual."),
+    Layout("ptunifier", "PTUnifier", "vision_encoder.visual.", "vision_encoder.visual.", "language_encoder.",
+           note="a CLIP without its last block"),
+    Layout("clip", "OpenAI's CLIP", "visual.class_embedding", "visual."),
     Layout("benchx", "a model of BenchX", "visual.model.", "visual.model.", "linguistic.encoder."),
-    Layout("cxr-clip", "CXR-CLIP", "image_encoder.resnet.", "image_encoder.resnet.", "text_encoder.text_encoder."),
+    Layout("cxr-clip", "CXR-CLIP, ResNet-50", "image_encoder.resnet.", "image_encoder.resnet.",
+           "text_encoder.text_encoder."),
+    Layout("cxr-clip-swin", "CXR-CLIP, Swin-T", "image_encoder.image_encoder.", "image_encoder.image_encoder.",
+           "text_encoder.text_encoder."),
     Layout("biovil", "BioViL, image", "encoder.encoder.", "encoder.encoder."),
     Layout("wrapper", "an encoder in a wrapper (PRIOR's, M-FLAG's)", "encoder.conv1.", "encoder."),
     Layout("mrm", "MRM", "decoder_pos_embed", "", note="the decoder and the report branch are left out"),
+    Layout("vit-pytorch", "a vision transformer with ViT-pytorch's names", "transformer.embeddings.", ""),
     Layout("resnet", "a ResNet with torchvision's names", "layer1.", ""),
     Layout("vit", "a vision transformer with timm's names", "blocks.", ""),
 )
-_NO_ENCODER = re.compile(r"(fc|head|classifier|decoder|bert|mask)[._]")
+_NO_ENCODER = re.compile(r"(fc|head|classifier|decoder|bert|mask)[._]|proj$|.*relative_position_index$")
 
 
 def recognise(state: Mapping[str, Tensor]) -> Layout | None:
@@ -62,7 +83,8 @@ def recognise(state: Mapping[str, Tensor]) -> Layout | None:
 
 
 def image_state(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """The image encoder's tensors under torchvision's or timm's names, without classifier and decoder."""
+    """The image encoder's tensors under torchvision's or timm's names, without classifier and decoder. (CLIP's keep
+    their names: timm itself converts them, `encoders.image.timm_state`.)"""
     found = {}
     for key, value in state.items():
         if not key.startswith(layout.image):
@@ -73,7 +95,26 @@ def image_state(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor
             name = f"{_NUMBERED[number]}.{rest}"
         if not _NO_ENCODER.match(name):
             found[name] = value
+    for start, parts in _TIMM_NAMES.items():
+        if any(name.startswith(start) for name in found):
+            return _fused({_replaced(name, parts): value for name, value in found.items()})
     return found
+
+
+def _replaced(name: str, parts: Iterable[tuple[str, str]]) -> str:
+    for theirs, ours in parts:
+        name = name.replace(theirs, ours)
+    return name
+
+
+def _fused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Queries, keys and values of each block in one table, as timm has them."""
+    fused = dict(state)
+    for query in [key for key in state if ".attn.query." in key]:
+        parts = [query.replace(".query.", f".{role}.") for role in ("query", "key", "value")]
+        if all(part in state for part in parts):
+            fused[query.replace(".query.", ".qkv.")] = torch.cat([fused.pop(part) for part in parts])
+    return fused
 
 
 def text_state(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:

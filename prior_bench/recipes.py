@@ -20,8 +20,18 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def later(default: Any, **constraints: Any) -> Any:
+    """The field of a setting that came later: at its default a recipe keeps the digest that it had without it."""
+    return Field(default, exclude_if=lambda value: value == default, **constraints)
+
+
 class ImageEncoderSpec(Strict):
-    """A timm image encoder by name. `weights`: "random", "hub" (timm's pretrained weights) or a local file."""
+    """A timm image encoder by name. `weights`: "random", "hub" (timm's pretrained weights) or a local file.
+
+    `first_layers` keeps that many of timm's levels of features and leaves the later ones out: blocks of a transformer,
+    stages of a convolutional network (of a ResNet the stem is the first). `allow_partial` takes a local file that
+    leaves a part of the encoder random, or has more than it.
+    """
 
     name: str = "resnet18"
     weights: str = "random"
@@ -30,6 +40,8 @@ class ImageEncoderSpec(Strict):
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.25,)
     fit: Literal["squash", "letterbox", "crop"] = "squash"
+    first_layers: int | None = later(None, gt=0)
+    allow_partial: bool = later(False)
 
 
 class TextEncoderSpec(Strict):

@@ -1,6 +1,7 @@
 """Weights: our own folders (safetensors, recipe, tokenizer), files by methods' authors, and how much they cover.
 
 No code is ever unpickled: files by others are read with `weights_only=True`, and no configuration is taken from one.
+`read_trusted`, for `prior-bench weights convert --trust` alone, is the exception.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 WEIGHTS, RECIPE, META, TOKENIZER = "weights.safetensors", "recipe.json", "meta.json", "tokenizer"
-PARTS = {"image_encoder": "image encoder", "text_encoder": "text encoder"}  # by first name of a key; the rest are heads
-HEADS = "heads"
+IMAGE, TEXT, HEADS = "image encoder", "text encoder", "heads"
+PARTS = {"image_encoder": IMAGE, "text_encoder": TEXT}  # by first name of a key; the rest are heads
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
+_DAMAGED = (RuntimeError, EOFError, OSError, ValueError, KeyError)  # what torch.load raises on incomplete files
 
 
 # ------------------------------------------------------------------------------------------ coverage
@@ -65,14 +67,14 @@ def part_of(key: str) -> str:
     return PARTS.get(key.partition(".")[0], HEADS)
 
 
-def coverage_of(module: nn.Module, state: Mapping[str, Tensor]) -> Coverage:
-    """What loading `state` into `module` would fill."""
+def coverage_of(module: nn.Module, state: Mapping[str, Tensor], whole: str | None = None) -> Coverage:
+    """What loading `state` into `module` would fill; `whole` names a module that is one part."""
     own = module.state_dict()
     loaded: dict[str, int] = {}
     expected: dict[str, int] = {}
     missing = []
     for key, value in own.items():
-        part = part_of(key)
+        part = whole or part_of(key)
         expected[part] = expected.get(part, 0) + 1
         if key in state and state[key].shape == value.shape:
             loaded[part] = loaded.get(part, 0) + 1
@@ -82,9 +84,9 @@ def coverage_of(module: nn.Module, state: Mapping[str, Tensor]) -> Coverage:
     return Coverage(loaded, expected, tuple(missing), tuple(key for key in state if key not in own))
 
 
-def fit_state(module: nn.Module, state: Mapping[str, Tensor]) -> Coverage:
+def fit_state(module: nn.Module, state: Mapping[str, Tensor], whole: str | None = None) -> Coverage:
     """Load the keys that fit by name and shape; says which did not."""
-    coverage = coverage_of(module, state)
+    coverage = coverage_of(module, state, whole)
     own = module.state_dict()
     module.load_state_dict({k: v for k, v in state.items() if k in own and v.shape == own[k].shape}, strict=False)
     return coverage
@@ -98,7 +100,32 @@ def read_state(file: Path) -> dict[str, Tensor]:
     file = Path(file)
     if not file.is_file():
         raise UserError("the weights file does not exist", where=str(file), fix="check the path")
-    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
+    return _state_of(_read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file), file)
+
+
+def read_trusted(file: Path) -> dict[str, Tensor]:
+    """The state dict in a PyTorch file that its user trusts: it is unpickled whole, so that code in it runs. Objects of
+    packages that are not installed become empty shells."""
+    if not file.is_file():
+        raise UserError("the weights file does not exist", where=str(file), fix="check the path")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=False, pickle_module=_Trusted)
+    except (pickle.UnpicklingError, *_DAMAGED) as error:
+        raise _unreadable(file, error) from error
+    return _state_of(content.state_dict() if isinstance(content, nn.Module) else content, file)
+
+
+def write_state(state: Mapping[str, Tensor], file: Path) -> None:
+    """A state dict as safetensors."""
+    from safetensors.torch import save_file
+
+    save_file({key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}, file)
+
+
+def _state_of(content: Any, file: Path) -> dict[str, Tensor]:
+    """The tensors of what was read, out of their wrappers."""
+    if not isinstance(content, Mapping):
+        raise UserError(f"the weights file holds a {type(content).__name__}", where=str(file), expected="a state dict")
     for wrapper in _WRAPPERS:
         if isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -146,6 +173,21 @@ class _Inert:
         return _Inert.Unpickler(file, **options).load()
 
 
+class _Trusted:
+    """A pickle module for trusted files: as Python's, but a class that cannot be imported becomes an empty shell."""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            try:
+                return super().find_class(module, name)
+            except (ImportError, AttributeError):
+                return _Shell
+
+    @staticmethod
+    def load(file: Any, **options: Any) -> Any:
+        return _Trusted.Unpickler(file, **options).load()
+
+
 class _Shell(dict[Any, Any]):
     """Stands for an object that is not rebuilt; takes whatever arguments and state a pickle gives it, and drops it."""
 
@@ -177,19 +219,17 @@ def _read_safetensors(file: Path) -> Any:
 
 def _read_torch(file: Path) -> Any:
     try:
-        content = _load_tensors(file)
+        return _load_tensors(file)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"the weights file holds more than tensors, or is damaged, and was not opened: {reason}", where=str(file),
             expected="a file that torch.load(weights_only=True) accepts",
-            fix="unpickling can run any code: if you trust its source, save its state dict alone, best as safetensors"
+            fix="unpickling can run any code: if you trust its source, take out its tensors once with "
+                f"`prior-bench weights convert --trust {file.name} {file.stem}.safetensors`"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except _DAMAGED as error:
         raise _unreadable(file, error) from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"the weights file holds a {type(content).__name__}", where=str(file), expected="a state dict")
-    return content
 
 
 def _unreadable(file: Path, error: Exception) -> UserError:
@@ -208,7 +248,7 @@ def load_checkpoint(method: Method, file: Path, allow_partial: bool = False) -> 
     file = Path(file)
     state = method.adapt_checkpoint(read_state(file / WEIGHTS if file.is_dir() else file))
     coverage = coverage_of(method, state)
-    image, text = (coverage.share(PARTS[p]) for p in ("image_encoder", "text_encoder"))
+    image, text = coverage.share(IMAGE), coverage.share(TEXT)
     if not allow_partial and (image < 1 or 0 < text < 1):
         raise UserError(f"the file does not fit the {method.name} model: {coverage}", where=str(file),
                         expected="every weight of the image encoder, and of the text encoder if there is one",
@@ -226,14 +266,11 @@ def load_checkpoint(method: Method, file: Path, allow_partial: bool = False) -> 
 
 def save_weights(folder: Path, method: Method, recipe: Recipe, provenance: Mapping[str, Any]) -> Path:
     """Write a method's weights folder in one step: it is there complete, or not at all."""
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    state = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in method.state_dict().items()}
-    save_file(state, temporary / WEIGHTS)
+    write_state(method.state_dict(), temporary / WEIGHTS)
     (temporary / RECIPE).write_text(json.dumps(recipe.model_dump(mode="json"), indent=2), encoding="utf-8")
     meta = {"schema": SCHEMA, "method": method.name, "has_text": method.has_text,
             "image_input": asdict(method.image_input), "parameters": sum(p.numel() for p in method.parameters()),

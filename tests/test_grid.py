@@ -30,10 +30,13 @@ class Silent:
     """A listener that remembers what it was told."""
 
     def __init__(self):
-        self.done, self.errors, self.waited, self.phases = [], [], [], []
+        self.done, self.errors, self.waited, self.phases, self.coverages = [], [], [], [], []
 
     def weights(self, weights, phase, share, text):
         self.phases.append(phase)
+
+    def loaded(self, weights, coverage):
+        self.coverages.append(coverage)
 
     def progress(self, cell, phase, share):
         self.phases.append(phase)
@@ -243,6 +246,24 @@ def test_weights_of_ours_stand_in_place_of_pretraining(request_, tmp_path, given
     assert result.cell.pretrain_source == f"file:{Path(given).name}"
     assert result.cell.weights_digest == grid.plan(request).cells[0].weights.key  # the content, and what is made of it
     assert grid.plan(request).missing == []
+
+
+@pytest.mark.parametrize(("method", "recipe"), [("encoder", "resnet50"), ("prior", "image-only")])
+def test_what_a_released_file_filled_is_told_and_kept(request_, tmp_path, method, recipe):
+    import timm
+    import torch
+
+    state = timm.create_model("resnet18", num_classes=0).state_dict()
+    torch.save(state, tmp_path / "released.pt")
+    overrides = {"image.name": "resnet18", "image.size": 32}
+    file = {"weights": tmp_path / "released.pt", "overrides": overrides}
+    if method == "encoder":
+        file = {"overrides": overrides | {"image.weights": str(tmp_path / "released.pt")}}
+    _, listener = run(replace(request_, methods=(method,), recipe=recipe, fractions=(1.0,), **file))
+    (told,) = listener.coverages
+    assert f"image encoder {len(state)}/{len(state)} keys (100 %)" in told
+    (result,) = results.read_results(request_.output)
+    assert result.provenance["weights"] == {"coverage": told}
 
 
 # ---------------------------------------------------------------------------------------- bad images

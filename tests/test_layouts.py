@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 
+import open_clip
 import pytest
 import timm
 import torch
 import torchvision
+import transformers
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from prior_bench import plugins, recipes
 from prior_bench.cli import app
-from prior_bench.encoders.image import ImageEncoder
+from prior_bench.encoders.image import ImageEncoder, file_coverage
 from prior_bench.errors import UserError
 from prior_bench.recipe_files import recipe_file
 from prior_bench.recipes import ImageEncoderSpec
@@ -46,7 +50,8 @@ RESNETS = {  # layout: (wrapper, state)
     "convirt-mgca": ("state_dict", lambda s: prefixed(s, "img_encoder.model.",
                                                       **{"img_encoder.global_embed.head.0.weight": EXTRA})),
     "convirt-benchx": ("model", lambda s: prefixed(s, "visual.model.", **{"vis_proj.0.weight": EXTRA})),
-    "convirt-edreis": (None, lambda s: {**numbered(s, "res_features."), "res_l1.weight": EXTRA}),
+    "convirt-edreis": (None, lambda s: {**numbered(s, "res_features."), "res_l1.weight": EXTRA,
+                                        "bert_l1.weight": EXTRA}),
     "medclip": (None, lambda s: prefixed(s, "vision_model.model.", **{"vision_model.model.fc.weight": EXTRA})),
     "prior-full": (None, lambda s: prefixed(s, "image_encoder.encoder.", **{"sentence_bank.embed.weight": EXTRA})),
     "cxr-clip": ("model", lambda s: prefixed(s, "image_encoder.resnet.", **{"text_projection.weight": EXTRA})),
@@ -93,13 +98,207 @@ def test_a_released_transformer_computes_what_it_computed(layout, tmp_path):
 
 
 def test_a_truncated_encoder_is_refused(tmp_path):
-    _, state = resnet()
-    kept = {k: v for k, v in numbered(state, "res_features.").items() if not k.startswith("res_features.7")}
-    file = write(tmp_path / "medklip.pth", "model", kept, parallel=True)
+    file = write(tmp_path / "medklip.pth", "model", medklip(resnet()[1]), parallel=True)
     with pytest.raises(UserError, match="layer4"):
         ImageEncoder(ImageEncoderSpec(name="resnet18", weights=str(file), channels=3, size=64))
     shown = CliRunner().invoke(app, ["weights", "inspect", str(file)]).stdout
-    assert "layer4 was not trained" in shown
+    assert "layout: medklip (MedKLIP); layer4 is no part of the model" in shown
+    assert "--recipe medklip" in shown
+
+
+# --------------------------------------------------------- other names, and encoders with fewer layers
+
+
+def medklip(state):
+    """MedKLIP's own class has projections with the names of edreisMD's ConVIRT."""
+    kept = {k: v for k, v in numbered(state, "res_features.").items() if not k.startswith("res_features.7")}
+    return kept | {"res_l1.weight": EXTRA, "disease_embedding_layer.weight": EXTRA, "decoder.norm.weight": EXTRA}
+
+
+def refers(state, prefix="visual.vit."):
+    """timm's names as those of ViT-pytorch, with query, key and value apart."""
+    names = {"patch_embed.proj.": "embeddings.patch_embeddings.", "pos_embed": "embeddings.position_embeddings",
+             "cls_token": "embeddings.cls_token", "norm.": "encoder.encoder_norm.", "blocks.": "encoder.layer."}
+    inner = {".norm1.": ".attention_norm.", ".norm2.": ".ffn_norm.", ".mlp.": ".ffn.", ".attn.proj.": ".attn.out."}
+    theirs = {}
+    for key, value in state.items():
+        start = next((name for name in names if key.startswith(name)), None)
+        if start is None:  # the classifier
+            continue
+        name = f"{prefix}transformer.{names[start]}{key.removeprefix(start)}"
+        for ours, their in inner.items():
+            name = name.replace(ours, their)
+        if ".qkv." in name:
+            for role, part in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                theirs[name.replace("qkv", role)] = part
+        else:
+            theirs[name] = value
+    return theirs
+
+
+def clip(layers, size=224):
+    return open_clip.transformer.VisionTransformer(
+        image_size=size, patch_size=16, width=768, layers=layers, heads=12, mlp_ratio=4.0,
+        act_layer=open_clip.transformer.QuickGELU, norm_layer=open_clip.transformer.LayerNorm, output_dim=512)
+
+
+def ptunifier(state):
+    kept = {f"vision_encoder.visual.{k}": v for k, v in state.items() if k != "proj"}
+    return kept | {"vision_encoder.token_embedding.weight": EXTRA, "vision_encoder.ln_final.weight": EXTRA,
+                   "language_encoder.pooler.dense.bias": EXTRA}
+
+
+def scrambled(model):
+    """Every parameter random: a fresh model's biases, norms and tables of positions are alike."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            scale = ("norm" in name or "ln_" in name) and name.endswith("weight")
+            parameter.normal_(float(scale), 0.1 if parameter.dim() < 2 else parameter[0].numel() ** -0.5)
+    return model.eval()
+
+
+def compare(file, expected, images, **spec):
+    encoder = ImageEncoder(ImageEncoderSpec(weights=str(file), channels=3, size=images.shape[-1], **spec)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images).flatten(2).mT, expected, atol=1e-4, rtol=1e-3)
+    return encoder
+
+
+def shown(file):
+    done = CliRunner().invoke(app, ["weights", "inspect", str(file)])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_medklip_computes_what_it_computed(tmp_path):
+    model, state = resnet()
+    file = write(tmp_path / "medklip.pth", "model", medklip(state), parallel=True)
+    images = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        expected = torch.nn.Sequential(*list(model.children())[:-3])(images)
+    encoder = compare(file, expected.flatten(2).mT, images, name="resnet18", first_layers=4)
+    with torch.no_grad():
+        _, _, p16, p32 = encoder.pyramid(images)
+    torch.testing.assert_close(p16, expected)
+    torch.testing.assert_close(p32[:, :, 1, 2], expected[:, :, 2:4, 4:6].mean(dim=(2, 3)))
+    assert encoder.pyramid_channels == (64, 128, 256, 256)
+
+
+def test_a_partly_random_encoder_is_there_for_those_who_ask(tmp_path):
+    _, state = resnet()
+    file = write(tmp_path / "medklip.pth", "model", medklip(state), parallel=True)
+    encoder = ImageEncoder(ImageEncoderSpec(name="resnet18", weights=str(file), channels=3, allow_partial=True))
+    assert 0 < encoder.coverage.share("image encoder") < 1
+    assert all(key.startswith("layer4.") for key in encoder.coverage.missing)
+    assert torch.equal(encoder.model.layer3[0].conv1.weight, state["layer3.0.conv1.weight"])
+
+
+@pytest.mark.parametrize("layout", ["refers", "vit-pytorch"])
+def test_refers_computes_what_it_computed(layout, tmp_path):
+    model = scrambled(timm.create_model("test_vit", num_classes=0))
+    prefix, more = ("visual.vit.", {"textual.embedding.words.weight": EXTRA}) if layout == "refers" else ("", {})
+    state = refers(model.state_dict(), prefix) | more
+    size = model.patch_embed.img_size[0]
+    images = torch.randn(2, 3, size, size)
+    file = write(tmp_path / "refers.pth", "model", state)
+    with torch.no_grad():
+        compare(file, model.forward_features(images)[:, model.num_prefix_tokens :], images, name="test_vit")
+    text = shown(file)
+    assert f"layout: {layout} " in text
+    assert "--method encoder --recipe vit-base --set image.weights=FILE" in text
+
+
+@pytest.mark.parametrize("layout", ["ptunifier", "clip"])
+def test_clip_names_compute_what_open_clip_does(layout, tmp_path):
+    model = scrambled(clip(layers=1, size=32))
+    state = model.state_dict()
+    theirs = ptunifier(state) if layout == "ptunifier" else {f"visual.{k}": v for k, v in state.items()}
+    file = write(tmp_path / "clip.ckpt", "state_dict", theirs)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model.ln_post(model.transformer(model._embeds(images)))
+    compare(file, expected[:, 1:], images, name="vit_base_patch16_clip_quickgelu_224", first_layers=1)
+    text = shown(file)
+    assert f"layout: {layout} " in text
+    assert f"--recipe {layout}" in text
+    assert "a CLIP transformer with 3 input channels, 1 blocks" in text
+    assert "and so be refused" in text  # the recipe's encoder is deeper than this file's
+    if layout == "ptunifier":
+        assert "the text encoder in the file is not loaded" in text
+
+
+@pytest.fixture(scope="module")
+def swin(tmp_path_factory):
+    """Swin-T of transformers, and its weights as save_pretrained names them."""
+    model = scrambled(transformers.SwinModel(transformers.SwinConfig()))
+    folder = tmp_path_factory.mktemp("swin")
+    model.save_pretrained(folder)
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = model(images).last_hidden_state
+    return load_file(folder / "model.safetensors"), images, expected
+
+
+@pytest.mark.parametrize(("layout", "prefix", "text"), [
+    ("medclip", "vision_model.model.", "text_model.model."),
+    ("cxr-clip-swin", "image_encoder.image_encoder.", "text_encoder.text_encoder.")])
+def test_swin_computes_what_transformers_does(layout, prefix, text, swin, tmp_path):
+    state, images, expected = swin
+    index = "encoder.layers.0.blocks.0.attention.self.relative_position_index"  # a buffer of older versions
+    theirs = prefixed(state | {index: EXTRA}, prefix, **{f"{text}pooler.dense.bias": EXTRA,
+                                                        "vision_model.projection_head.weight": EXTRA})
+    file = write(tmp_path / "swin.bin", None, theirs)
+    encoder = compare(file, expected, images, name="swin_tiny_patch4_window7_224")
+    assert str(encoder.coverage).startswith("loaded image encoder 171/171 keys (100 %); 0 missing")
+    said = shown(file)
+    assert f"layout: {layout} " in said
+    assert "a Swin transformer with 3 input channels, 12 blocks" in said
+    assert "text encoder: 1 tensors" in said
+    assert "--recipe swin-tiny --set image.weights=FILE loads the image encoder alone; the text encoder in the file " \
+           "is not loaded" in said
+    assert "would be loaded image encoder 171/171 keys (100 %); 0 missing, 0 unexpected" in said
+
+
+def shapes(build):
+    with torch.device("meta"):
+        return build().state_dict()
+
+
+@pytest.mark.parametrize(("recipe", "state"), [
+    ("medklip", lambda: medklip(shapes(torchvision.models.resnet50))),
+    ("resnet50", lambda: shapes(torchvision.models.resnet50)),
+    ("vit-base", lambda: refers(shapes(lambda: timm.create_model("vit_base_patch16_224", num_classes=0)))),
+    ("ptunifier", lambda: ptunifier(shapes(lambda: clip(layers=11)))),
+    ("clip", lambda: {f"visual.{k}": v for k, v in shapes(lambda: clip(layers=12)).items()}),
+])
+def test_the_recipes_of_the_reference_encoder_have_the_size_of_the_released_files(recipe, state):
+    spec = recipes.load(recipe_file("encoder"), recipe, recipes.Recipe).image
+    coverage = file_coverage(spec, state())
+    assert (coverage.missing, coverage.unexpected) == ((), ())
+    assert coverage.expected["image encoder"] > 130
+
+
+def test_positions_are_fitted_to_another_size_and_other_patches_refused(tmp_path):
+    model = timm.create_model("test_vit", num_classes=0, img_size=64)
+    file = write(tmp_path / "vit.pth", None, model.state_dict())
+    encoder = ImageEncoder(ImageEncoderSpec(name="test_vit", weights=str(file), channels=3, size=96))
+    fitted = timm.layers.resample_abs_pos_embed(model.pos_embed, [6, 6])
+    torch.testing.assert_close(encoder.model.pos_embed, fitted)
+    kernel = torch.zeros(64, 3, 8, 8)
+    write(file, None, model.state_dict() | {"patch_embed.proj.weight": kernel})
+    with pytest.raises(UserError, match="does not hold the weights"):
+        ImageEncoder(ImageEncoderSpec(name="test_vit", weights=str(file), channels=3, size=64))
+
+
+def test_more_layers_than_there_are():
+    with pytest.raises(UserError, match="fewer than 6 levels"):
+        ImageEncoder(ImageEncoderSpec(name="resnet18", first_layers=6))
+
+
+def test_a_setting_that_is_not_used_leaves_digests_as_they_were():
+    assert not {"first_layers", "allow_partial"} & set(ImageEncoderSpec().model_dump())
+    assert ImageEncoderSpec(first_layers=4).model_dump()["first_layers"] == 4
 
 
 # ------------------------------------------------------------------------- full models, Lightning files
@@ -191,3 +390,77 @@ def test_a_lightning_file_with_anything_else_is_refused(tmp_path):
     torch.save({"state_dict": {"conv1.weight": EXTRA}, "hyper_parameters": Evil()}, tmp_path / "evil.ckpt")
     with pytest.raises(UserError, match="more than tensors"):
         read_state(tmp_path / "evil.ckpt")
+
+
+# --------------------------------------------------------------------------------- files that are trusted
+
+
+class Foreign:
+    """Pickled under the name of a package that is not there when the file is read."""
+
+
+@pytest.fixture
+def foreign_file(tmp_path, monkeypatch):
+    """A file with an object of a missing package and one whose reading runs code: it makes a folder."""
+    module = types.ModuleType("nobodys_trainer")
+    module.Foreign = Foreign
+    monkeypatch.setattr(Foreign, "__module__", "nobodys_trainer")
+    monkeypatch.setitem(sys.modules, "nobodys_trainer", module)
+
+    class Runs:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "it-ran"),)
+
+    foreign = Foreign()
+    foreign.settings = {"lr": 1e-4, "again": Foreign()}
+    state = prefixed(resnet()[1], "module.encoder.")
+    shared = torch.nn.Parameter(torch.randn(64))
+    state["module.encoder.bn1.weight"] = state["module.encoder.bn1.bias"] = shared
+    torch.save({"state_dict": state, "hyper_parameters": foreign, "more": Runs()}, tmp_path / "foreign.ckpt")
+    monkeypatch.undo()
+    return tmp_path / "foreign.ckpt", state
+
+
+def convert(*arguments):
+    return CliRunner().invoke(app, ["weights", "convert", *map(str, arguments)])
+
+
+def test_a_file_that_needs_unpickling_is_converted_where_it_is_trusted(foreign_file, tmp_path):
+    file, state = foreign_file
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(UserError) as error:
+        read_state(file)
+    assert "prior-bench weights convert --trust foreign.ckpt foreign.safetensors" in error.value.fix
+    refused = convert(file, out)
+    assert refused.exit_code == 2
+    assert "runs any code" in refused.output
+    assert not out.exists()
+    assert not (tmp_path / "it-ran").exists()
+    done = convert("--trust", file, out)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "it-ran").is_dir()  # as it was told
+    assert "layout: wrapper " in done.stdout
+    written = read_state(out)
+    assert set(written) == {key.removeprefix("module.") for key in state}
+    assert all(torch.equal(value, state[f"module.{key}"]) for key, value in written.items())
+    assert {p.name for p in tmp_path.iterdir()} == {"foreign.ckpt", "out.safetensors", "it-ran"}
+
+
+def test_a_whole_model_is_converted(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3))
+    torch.save(model, tmp_path / "model.pt")
+    assert convert("--trust", tmp_path / "model.pt", tmp_path / "out.safetensors").exit_code == 0
+    assert torch.equal(read_state(tmp_path / "out.safetensors")["0.weight"], model[0].weight)
+
+
+def test_what_convert_refuses(tmp_path):
+    file = tmp_path / "good.pt"
+    torch.save({"conv1.weight": EXTRA}, file)
+    (tmp_path / "taken.safetensors").write_bytes(b"mine")
+    for out in ("taken.safetensors", "out.pt", "nowhere/out.safetensors"):
+        assert convert("--trust", file, tmp_path / out).exit_code == 2
+    assert (tmp_path / "taken.safetensors").read_bytes() == b"mine"
+    file.write_bytes(file.read_bytes()[:200])
+    for missing in (file, tmp_path / "none.pt"):
+        assert convert("--trust", missing, tmp_path / "out.safetensors").exit_code == 2
+    assert not list(tmp_path.glob("*out*"))

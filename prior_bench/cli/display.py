@@ -68,6 +68,10 @@ class Display:
         parts = [f"{weights.title}: {phase} {share:.0%}", text, f"about {duration(left)} left" if left else ""]
         self.weights_line = ", ".join(part for part in parts if part)
 
+    def loaded(self, weights: Weights, coverage: str) -> None:
+        """A line that stays; a live table puts it above itself."""
+        typer.echo(f"{weights.title}: {coverage}")
+
     def progress(self, cell: PlannedCell, phase: str, share: float) -> None:
         self.weights_line = ""
         self.states[cell].text = f"{phase} {share:.0%}"

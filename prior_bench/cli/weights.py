@@ -1,7 +1,12 @@
-"""`prior-bench weights inspect FILE`: which layout a weights file has, what it holds, and what would be loaded."""
+"""`prior-bench weights inspect FILE`: which layout a weights file has, what it holds, and what would be loaded.
+
+`prior-bench weights convert --trust FILE OUT.safetensors` takes the tensors out of a file that cannot be read safely.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,27 +15,69 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prior_bench.cli.common import verb
+from prior_bench.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 UNKNOWN = "architecture not known"
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look into weights files.")
+_ARCHITECTURES = (("conv1.weight", r"layer\d+\.\d+\.", "ResNet"),  # first kernel, names of blocks, what it is
+                  ("patch_embed.proj.weight", r"blocks\.\d+\.", "vision transformer"),
+                  ("patch_embed.proj.weight", r"layers\.\d+\.blocks\.\d+\.", "Swin transformer"),
+                  ("conv1.weight", r"transformer\.resblocks\.\d+\.", "CLIP transformer"))
+_METHODS = {"prior-full": ("prior", "paper"), "gloria": ("gloria", "paper"), "mgca": ("mgca", "paper"),
+            "convirt-benchx": ("convirt", "benchx"), "convirt-edreis": ("convirt", "edreis")}
+_RECIPES = {  # of the reference `encoder`, by layout or else by architecture
+    "medklip": "medklip", "ptunifier": "ptunifier", "ResNet": "resnet50", "vision transformer": "vit-base",
+    "Swin transformer": "swin-tiny", "CLIP transformer": "clip"}
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look into weights files, and convert them.")
 
 
 @app.callback()
 def _weights() -> None:
-    """Look into weights files."""
+    """Look into weights files, and convert them."""
 
 
 @app.command()
 @verb
 def inspect(file: Annotated[Path, typer.Argument(help="A file by the authors of a method, or of ours.")]) -> None:
     """Say which layout a weights file has, what it holds, and how it is used."""
-    from prior_bench.layouts import image_state, recognise, text_state
     from prior_bench.weights import read_state
 
-    state = read_state(file)
+    _describe(file, read_state(file))
+
+
+@app.command()
+@verb
+def convert(
+    file: Annotated[Path, typer.Argument(help="A PyTorch file by the authors of a method.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write; it must not exist.")],
+    trust: Annotated[bool, typer.Option("--trust", help="Run whatever code is in the file.")] = False,
+) -> None:
+    """Unpickle a file that you trust, and write its tensors alone.
+
+    Unpickling runs code that the file brings. Every other command refuses such files.
+    """
+    if not trust:
+        raise UserError("reading this file whole runs any code that is in it", where=str(file),
+                        fix="try `prior-bench weights inspect`, which runs nothing; give --trust only where you trust "
+                            "whoever made the file")
+    if out.suffix != ".safetensors" or out.exists() or not out.parent.is_dir():
+        raise UserError("this is not a place for the converted file", where=str(out),
+                        expected="a name that ends in .safetensors, in a folder that exists, and is not taken")
+    from prior_bench.weights import read_trusted, write_state
+
+    state = read_trusted(file)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    write_state(state, temporary)
+    os.replace(temporary, out)
+    typer.echo(f"wrote {out}")
+    _describe(out, state)
+
+
+def _describe(file: Path, state: Mapping[str, Tensor]) -> None:
+    from prior_bench.layouts import image_state, recognise, text_state
+
     layout = recognise(state)
     numbers = sum(value.numel() for value in state.values())
     typer.echo(f"{file.name}: {len(state)} tensors, {numbers / 1e6:.1f} million numbers")
@@ -40,10 +87,39 @@ def inspect(file: Annotated[Path, typer.Argument(help="A file by the authors of 
         typer.echo("layout: not known; rename the image encoder's keys to torchvision's or timm's")
         return
     image, text = image_state(state, layout), text_state(state, layout)
+    architecture = _architecture(image)
     typer.echo(f"layout: {layout.name} ({layout.title})" + (f"; {layout.note}" if layout.note else ""))
-    typer.echo(f"image encoder: {len(image)} tensors, {_architecture(image)}")
+    typer.echo(f"image encoder: {len(image)} tensors, {architecture}")
     typer.echo(f"text encoder: {f'{len(text)} tensors' if text else 'none'}")
-    typer.echo(f"use: {_use(layout.name, image)}")
+    if layout.name == "ours":
+        typer.echo("use: prior-bench run --method NAME --weights FOLDER, the folder that holds the file")
+        return
+    if layout.name in _METHODS:
+        method, recipe = _METHODS[layout.name]
+        variant = "-vit" if layout.name == "mgca" and "transformer" in architecture else ""
+        typer.echo(f"use: prior-bench run --method {method} --recipe {recipe}{variant} --weights FILE loads the image "
+                   f"encoder, {'the text encoder and the heads' if text else 'without text'}")
+    _image_alone(layout.name, architecture, state, bool(text))
+
+
+def _image_alone(layout: str, architecture: str, state: Mapping[str, Tensor], text: bool) -> None:
+    """The recipe of the reference `encoder` that fits, and what of it the file fills."""
+    from prior_bench.encoders.image import file_coverage
+    from prior_bench.recipe_files import recipe_file
+    from prior_bench.recipes import Recipe, load
+
+    recipe = _RECIPES.get(layout) or next((name for kind, name in _RECIPES.items() if kind in architecture), None)
+    if recipe is None:
+        typer.echo("use: the image encoder alone: not possible here, its names are not known")
+        return
+    left_out = "; the text encoder in the file is not loaded" if text else ""
+    typer.echo(f"use: prior-bench run --method encoder --recipe {recipe} --set image.weights=FILE loads the image "
+               f"encoder alone{left_out}")
+    coverage = file_coverage(load(recipe_file("encoder"), recipe, Recipe).image, state)
+    typer.echo(f"would be {coverage}")
+    if coverage.missing or coverage.unexpected:
+        typer.echo("and so be refused: name its architecture, one of timm's, with --set image.name=NAME; first "
+                   f"missing: {coverage.missing[:3]}; first unexpected: {coverage.unexpected[:3]}")
 
 
 def _group(key: str) -> str:
@@ -51,25 +127,9 @@ def _group(key: str) -> str:
 
 
 def _architecture(image: Mapping[str, Tensor]) -> str:
-    """What the names say: a ResNet of torchvision's, a transformer of timm's, or neither."""
-    for kernel, blocks, parts, kind in (("conv1.weight", "layer", 2, "ResNet"),
-                                        ("patch_embed.proj.weight", "blocks.", 2, "vision transformer")):
-        found = {".".join(key.split(".")[:parts]) for key in image if key.startswith(blocks)}
-        if kernel in image and found:
-            return f"a {kind} with {image[kernel].shape[1]} input channels, {len(found)} blocks"
+    """What the names say; UNKNOWN where they are neither torchvision's, timm's nor CLIP's."""
+    for kernel, name, kind in _ARCHITECTURES:
+        blocks = {found[0] for key in image if (found := re.match(name, key))}
+        if kernel in image and blocks:
+            return f"a {kind} with {image[kernel].shape[1]} input channels, {len(blocks)} blocks"
     return UNKNOWN
-
-
-def _use(layout: str, image: Mapping[str, Tensor]) -> str:
-    if layout == "ours":
-        return "prior-bench run --method NAME --weights FOLDER, the folder that holds the file"
-    architecture = _architecture(image)
-    if architecture == UNKNOWN or layout == "medklip":
-        return "not possible here: there is no whole image encoder with known names in it"
-    recipe = "resnet50" if "ResNet" in architecture else "vit-base"
-    alone = f"prior-bench run --method encoder --recipe {recipe} --set image.weights=FILE"
-    method = {"prior-full": "prior", "gloria": "gloria", "mgca": "mgca"}.get(layout)
-    if method is None:
-        return alone
-    variant = "-vit" if method == "mgca" and recipe == "vit-base" else ""
-    return f"prior-bench run --method {method} --recipe paper{variant} --weights FILE; the image encoder alone: {alone}"

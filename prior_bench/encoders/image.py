@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +17,7 @@ from prior_bench.errors import UserError, unknown_name
 from prior_bench.layouts import image_state, recognise
 from prior_bench.recipes import ImageEncoderSpec
 from prior_bench.types import ImageInput
-from prior_bench.weights import fit_state, read_state
+from prior_bench.weights import IMAGE, Coverage, coverage_of, fit_state, read_state
 
 STRIDES = (4, 8, 16, 32)
 
@@ -44,13 +46,17 @@ class ImageEncoder(nn.Module):
 
     `forward` gives the last map (B, channels, h, w); for a transformer its normalised patch tokens on their grid. A
     plain transformer has one stride: its pyramid is the last map resampled (the simple pyramid of ViTDet, Li et al.
-    2022, without its learned layers), and images are resized to the nearest multiple of its patch first.
+    2022, without its learned layers), and images are resized to the nearest multiple of its patch first. A network that
+    ends before stride 32 is pooled from its last map on. `coverage` says what a local weights file filled.
     """
 
     def __init__(self, spec: ImageEncoderSpec):
         super().__init__()
         self.model = _create(spec)
-        stages = [(s["reduction"], s["num_chs"]) for s in _stages(self.model)]
+        self.coverage: Coverage | None = None
+        if spec.weights not in ("random", "hub"):
+            self.coverage = _load_file(self.model, Path(spec.weights), spec.allow_partial)
+        stages = [(s["reduction"], s["num_chs"]) for s in _stages(self.model)[: spec.first_layers]]
         strides = [stride for stride, _ in stages]
         self.last = len(stages) - 1
         self.stride: int = strides[-1]
@@ -59,12 +65,13 @@ class ImageEncoder(nn.Module):
         if self.plain:
             self.pyramid_channels = (self.channels,) * 4
         else:
-            missing = [s for s in STRIDES if s not in strides]
+            missing = [s for s in STRIDES if s <= max(self.stride, STRIDES[0]) and s not in strides]
             if missing:
                 raise UserError(f"the image encoder {spec.name!r} has no feature maps of stride {missing}",
                                 where="image.name", expected="a plain transformer, or strides 4, 8, 16 and 32")
-            self.levels = [len(strides) - 1 - strides[::-1].index(s) for s in STRIDES]  # the last map of each stride
-            c4, c8, c16, c32 = (stages[i][1] for i in self.levels)
+            present = [s for s in STRIDES if s in strides]
+            self.levels = [len(strides) - 1 - strides[::-1].index(s) for s in present]  # the last map of each stride
+            c4, c8, c16, c32 = [stages[i][1] for i in self.levels] + [self.channels] * (len(STRIDES) - len(present))
             self.pyramid_channels = (c4, c8, c16, c32)
 
     def grid(self, size: int) -> int:
@@ -108,7 +115,10 @@ class ImageEncoder(nn.Module):
     def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Maps of strides 4, 8, 16 and 32 (B, C_i, H/s, W/s)."""
         if not self.plain:
-            p4, p8, p16, p32 = self._maps(images, self.levels)
+            maps = self._maps(images, self.levels)
+            while len(maps) < len(STRIDES):
+                maps.append(F.avg_pool2d(maps[-1], 2, ceil_mode=True))
+            p4, p8, p16, p32 = maps
             return p4, p8, p16, p32
         last = self(images)
         height, width = images.shape[-2:]
@@ -118,7 +128,7 @@ class ImageEncoder(nn.Module):
     def _maps(self, images: Tensor, indices: list[int]) -> list[Tensor]:
         images = self._fitted(images)
         maps: list[Tensor] = self.model.forward_intermediates(  # type: ignore[operator]
-            images, indices=indices, norm=self.plain, stop_early=True, output_fmt="NCHW", intermediates_only=True)
+            images, indices=indices, norm=True, stop_early=True, output_fmt="NCHW", intermediates_only=True)
         return maps
 
     def _fitted(self, images: Tensor) -> Tensor:
@@ -171,8 +181,11 @@ def _create(spec: ImageEncoderSpec) -> nn.Module:
         raise UserError(
             f"the weights of {spec.name!r} could not be fetched from the hub: {error}", where="image.weights",
             fix="give image.weights the path of a local file, or run once where the hub can be reached") from error
-    if not hub and spec.weights != "random":
-        _load_file(model, Path(spec.weights))
+    if spec.first_layers is not None:
+        if spec.first_layers > len(_stages(model)):
+            raise UserError(f"the image encoder {spec.name!r} has fewer than {spec.first_layers} levels of features",
+                            where="image.first_layers", expected=f"at most {len(_stages(model))}")
+        model.prune_intermediate_layers([spec.first_layers - 1])  # type: ignore[operator]
     return model
 
 
@@ -184,18 +197,37 @@ def fit_channels(kernel: Tensor, channels: int) -> Tensor:
     return kernel.sum(dim=1, keepdim=True).expand(-1, channels, -1, -1) / channels
 
 
-def _load_file(model: nn.Module, file: Path) -> None:
-    """Load the encoder of a state dict, whose layout is recognised; classifier weights in it are left out."""
-    state = read_state(file)
+def timm_state(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The image encoder of a released file under the names of the timm model: by its layout, and by timm's own
+    converter, which knows older names and fits tables of positions to the model's size. Classifiers are left out."""
     layout = recognise(state)
-    if layout is not None:
-        state = image_state(state, layout)
-    kernel = next(key for key, value in model.state_dict().items() if value.dim() == 4)
-    if kernel in state:
-        state[kernel] = fit_channels(state[kernel], model.state_dict()[kernel].shape[1])
-    coverage = fit_state(model, state)
-    if coverage.missing or coverage.unexpected:
-        raise UserError("the file does not hold the weights of this image encoder", where=str(file),
-                        expected=f"a state dict with keys like {kernel}",
+    found = dict(state) if layout is None else image_state(state, layout)
+    own = model.state_dict()
+    kernel = next(key for key, value in own.items() if value.dim() == 4)
+    other_patch = any(value.dim() == 4 and value.shape[2:] != own[kernel].shape[2:] for value in found.values())
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is not None and not (hasattr(model, "patch_embed") and other_patch):  # which would be resampled, too
+        clip = "class_embedding" in found  # the names of OpenAI's code, which timm tells by their prefix
+        found = convert({f"visual.{key}": value for key, value in found.items()} if clip else found, model)
+    if kernel in found:
+        found[kernel] = fit_channels(found[kernel], own[kernel].shape[1])
+    return found
+
+
+def file_coverage(spec: ImageEncoderSpec, state: Mapping[str, Tensor]) -> Coverage:
+    """How much of the image encoder of `spec` the state dict of a file would fill; computes nothing."""
+    with torch.device("meta"):
+        model = _create(spec)
+    return coverage_of(model, timm_state(model, state), IMAGE)
+
+
+def _load_file(model: nn.Module, file: Path, allow_partial: bool) -> Coverage:
+    """Fill the model from a state dict whose layout is recognised; refuses one that does not fit, unless allowed."""
+    state = timm_state(model, read_state(file))
+    coverage = fit_state(model, state, IMAGE)
+    if (coverage.missing or coverage.unexpected) and not allow_partial:
+        raise UserError(f"the file does not hold the weights of this image encoder: {coverage}", where=str(file),
+                        expected=f"a state dict with keys like {next(iter(model.state_dict()))}",
                         fix=f"see `prior-bench weights inspect {file.name}`; first missing: {coverage.missing[:3]}; "
-                            f"first unexpected: {coverage.unexpected[:3]}")
+                            f"first unexpected: {coverage.unexpected[:3]}; or image.allow_partial=true")
+    return coverage

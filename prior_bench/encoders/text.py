@@ -82,8 +82,9 @@ class TextEncoder(nn.Module):
         self.model.config.save_pretrained(folder)
 
     def tokens(self, sentences: Sequence[str]) -> Tokens:
-        """Word pieces of one text, cut to `max_tokens`; sentences wholly beyond the cut disappear."""
-        pieces = [self._pieces(s) for s in sentences]
+        """Word pieces of one text, cut to `max_tokens`; sentences wholly beyond the cut disappear. (Byte-level
+        vocabularies, as RoBERTa's, know a word inside a text by the space before it.)"""
+        pieces = [self._pieces(f" {s}" if n else s) for n, s in enumerate(sentences)]
         ids = [i for own, _ in pieces for i in own]
         sentence = [n for n, (own, _) in enumerate(pieces) for _ in own]
         words = np.cumsum([0, *(own[-1] + 1 if own else 0 for _, own in pieces)])  # before each sentence

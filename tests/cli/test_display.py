@@ -51,6 +51,7 @@ def test_plain_lines(planned, capsys, monkeypatch):
         for share in np.linspace(0, 1, 50):  # a phase of a second has one line
             now[0] += 0.02
             display.weights(weights, "decoding images", share, "")
+        display.loaded(weights, "loaded image encoder 5/5 keys (100 %)")
         display.failed(planned.cells[0], "ZeroDivisionError: no")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("6 cells: 0 done, 6 to run")
@@ -58,6 +59,7 @@ def test_plain_lines(planned, capsys, monkeypatch):
     assert "error 0." in lines[2]
     assert sum("stage 1" in line for line in lines) == 3
     assert sum("decoding" in line for line in lines) == 1
+    assert lines[-2] == f"{weights.title}: loaded image encoder 5/5 keys (100 %)"
     assert "failed: ZeroDivisionError" in lines[-1]
 
 

@@ -40,6 +40,8 @@ def start(tmp_path, *arguments):
     (["run", "--method", "prior", "--set", "epochs"], 2, "KEY=VALUE"),
     (["run", "--method", "prior", "--plugin", "none.py"], 2, "does not exist"),
     (["run", "--metod", "prior"], 2, "--method"),
+    (["weights", "--help"], 0, "convert"),
+    (["weights", "convert", "last.ckpt", "last.safetensors"], 2, "give --trust only where you trust"),
     (["rum"], 2, "run"),
 ])
 def test_quick_and_clear(tmp_path, arguments, code, says):
