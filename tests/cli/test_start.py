@@ -40,6 +40,11 @@ def start(tmp_path, *arguments):
     (["run", "--method", "prior", "--set", "epochs"], 2, "KEY=VALUE"),
     (["run", "--method", "prior", "--plugin", "none.py"], 2, "does not exist"),
     (["run", "--metod", "prior"], 2, "--method"),
+    (["compare", "prior", "random"], 2, "does not exist"),
+    (["show", "prior"], 2, "--results"),
+    (["score", "none"], 2, "does not exist"),
+    (["submit", "none"], 2, "does not exist"),
+    (["leaderboard", "--from", "none.zip"], 2, "check --from"),
     (["rum"], 2, "run"),
 ])
 def test_quick_and_clear(tmp_path, arguments, code, says):
