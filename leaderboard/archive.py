@@ -165,7 +165,7 @@ def _verified(archive: Path, stage: Path) -> list[Result]:
                 if entry.filename != MANIFEST:
                     _unpack(packed, entry, stage)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, OSError) as error:
-        raise _refused(archive, "", f"it is no whole zip file ({error})") from error
+        raise _refused(archive, "", f"it is no whole zip file ({str(error) or type(error).__name__})") from error
     for name, digest in manifest.files.items():
         if digest_file(stage / name) != digest:
             raise _refused(archive, name, "the file is not the one that the manifest names (another digest)")
