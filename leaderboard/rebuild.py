@@ -20,6 +20,7 @@ import numpy as np
 import prior_bench
 from prior_bench import plugins
 from prior_bench.digests import digest_json, digest_sources
+from prior_bench.errors import UserError
 from prior_bench.results import check_predictions, read_predictions
 from prior_bench.statistics import group_draws
 from prior_bench.types import Metric, Result
@@ -37,19 +38,54 @@ class Rebuilt:
     replicates: dict[str, np.ndarray]
 
     def differing(self) -> list[str]:
-        """Names of metrics whose stored value is not the rebuilt one."""
+        """Names of metrics whose stored value, or a count beside it, is not the rebuilt one."""
         return [stored.name for stored in self.result.metrics if not _same(stored, self.metrics.get(stored.name))]
 
 
-def rebuild(folder: Path, found: Sequence[Result], memo: Path) -> list[Rebuilt]:
-    """Rebuild the results with status `done` of a folder, in their order."""
+def rebuild(folder: Path, found: Sequence[Result], memo: Path,
+            wanted: Sequence[Result] | None = None) -> list[Rebuilt]:
+    """Rebuild the results with status `done` of a folder, in their order.
+
+    Args:
+        found: the results whose groups make the draws.
+        wanted: those of them to rebuild, if not all.
+    """
     done = [result for result in found if result.status == "done"]
     groups: dict[str, set[str]] = defaultdict(set)
     for result in done:
-        groups[result.cell.dataset].update(_groups(folder, result))
+        groups[result.cell.dataset].update(groups_of(folder, result))
     draws = {dataset: group_draws(sorted(names)) for dataset, names in groups.items()}
     keys = {dataset: digest_json(sorted(names)) for dataset, names in groups.items()}
-    return [_rebuild(folder, r, draws[r.cell.dataset], keys[r.cell.dataset], memo) for r in done]
+    chosen = done if wanted is None else [result for result in wanted if result.status == "done"]
+    return [_rebuild(folder, r, draws[r.cell.dataset], keys[r.cell.dataset], memo) for r in chosen]
+
+
+def problems(folder: Path, result: Result) -> list[str]:
+    """Why the stored numbers of a result cannot be believed; empty where its predictions give all of them."""
+    if result.status == "not_applicable":
+        return [f"{metric.name} is stored, though the cell is not applicable" for metric in result.metrics]
+    try:
+        again = {metric.name: metric for metric in _score(folder, result)}
+    except UserError as error:
+        return [error.what]
+    return [f"{stored.name} is stored as {_shown(stored)}, the predictions give {_shown(again.get(stored.name))}"
+            for stored in result.metrics if not _same(stored, again.get(stored.name))]
+
+
+def _score(folder: Path, result: Result) -> Sequence[Metric]:
+    """The metrics, from the predictions and no memory; a UserError where they cannot be had."""
+    task = plugins.load("tasks", result.cell.task)()
+    if task.version != result.cell.protocol_version:
+        raise UserError(f"protocol version {result.cell.protocol_version} cannot be recomputed, this program has "
+                        f"version {task.version}", where=result.cell.name)
+    try:
+        metrics: Sequence[Metric] = task.score(read_predictions(folder, result))
+    except UserError:
+        raise
+    except Exception as error:  # a task reads its table without a look at it, and this one may come from anywhere
+        raise UserError(f"the predictions cannot be scored: {type(error).__name__}: {error}",
+                        where=result.cell.name) from error
+    return metrics
 
 
 def _rebuild(folder: Path, result: Result, draws: Mapping[str, np.ndarray], draws_key: str, memo: Path) -> Rebuilt:
@@ -89,7 +125,8 @@ def _sources(task: str) -> str:
     return digest_sources(*core, *([plugin] if plugin else []))
 
 
-def _groups(folder: Path, result: Result) -> set[str]:
+def groups_of(folder: Path, result: Result) -> set[str]:
+    """The leak groups of the test images that a result predicted."""
     import pyarrow.parquet
 
     path = check_predictions(folder, result)
@@ -97,6 +134,14 @@ def _groups(folder: Path, result: Result) -> set[str]:
 
 
 def _same(stored: Metric, again: Metric | None) -> bool:
-    if again is None or (stored.value is None) != (again.value is None):
+    if again is None or stored.counts != again.counts or (stored.value is None) != (again.value is None):
         return False
     return stored.value is None or again.value is None or abs(stored.value - again.value) <= TOLERANCE
+
+
+def _shown(metric: Metric | None) -> str:
+    if metric is None:
+        return "no such metric"
+    counts = ", ".join(f"{name} {count}" for name, count in sorted(metric.counts.items()))
+    value = f"undefined ({metric.reason})" if metric.value is None else f"{metric.value:.10g}"
+    return f"{value} ({counts})" if counts else value

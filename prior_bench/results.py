@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from prior_bench.digests import digest_file
 from prior_bench.errors import UserError
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
     from prior_bench.task import Predictions
+
+T = TypeVar("T")
 
 SCHEMA = 1
 LOCKS = ".locks"
@@ -80,8 +82,13 @@ def write_result(folder: Path, result: Result, predictions: Predictions | None) 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step: a reader sees the old content or the new, whoever else writes it meanwhile."""
-    _commit(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), f".{os.getpid()}")
+    """Write a text file in one step (see `write_file`)."""
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file in one step: a reader sees the old content or the new, whoever else writes it meanwhile."""
+    _commit(path, write, f".{os.getpid()}")
 
 
 def jsonable(value: Any) -> Any:
@@ -122,11 +129,16 @@ def _commit(path: Path, write: Callable[[Path], object], writer: str = "") -> No
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise not_writable(path, error) from error
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 # -------------------------------------------------------------------------------------------- reading
@@ -144,18 +156,28 @@ def read_results(folder: Path) -> Iterator[Result]:
 def read_result(path: Path) -> Result:
     """One result, strictly: a field that the schema does not know, lacks, or has in another type is a UserError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_finite, parse_float=_finite)
-        version = content.get("schema") if isinstance(content, dict) else None
-        if version != SCHEMA:
-            raise ValueError(f"schema: version {version!r}, this program reads version {SCHEMA}")
-        result: Result = _parse(Result, content, "")
-    except (ValueError, UnicodeDecodeError) as error:
+        result = parse_json(Result, path.read_text(encoding="utf-8"), SCHEMA)
+        name = result.cell.name
+    except ValueError as error:
         raise UserError(f"not a result: {error}", where=str(path), expected=f"a result of schema version {SCHEMA}",
                         fix="delete the file and run the cell again") from error
-    if path.stem != result.cell.name:
+    if path.stem != name:
         raise UserError("the result's file name does not match its cell", where=str(path),
-                        expected=f"{result.cell.name}.json", fix="delete the file and run the cell again")
+                        expected=f"{name}.json", fix="delete the file and run the cell again")
     return result
+
+
+def parse_json(kind: type[T], text: str, version: int) -> T:
+    """A dataclass with a `schema` from JSON, as strictly as `read_result`; raises ValueError that names the field."""
+    try:
+        content = json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    found = content.get("schema") if isinstance(content, dict) else None
+    if found != version:
+        raise ValueError(f"schema: version {found!r}, this program reads version {version}")
+    parsed: T = _parse(kind, content, "")
+    return parsed
 
 
 def check_predictions(folder: Path, result: Result) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -59,6 +60,21 @@ def toy_class():
 def pixel_method():
     """A small method that reads the toy images and reports (tests/pixels.py): the class."""
     return _load("pixels").PixelMethod
+
+
+@pytest.fixture
+def committed(tmp_path):
+    """Copies the committed results whose names match the patterns into a folder of this test, and returns it."""
+
+    def copy(*patterns: str, to: str = "results") -> Path:
+        folder = tmp_path / to
+        folder.mkdir(exist_ok=True)
+        for pattern in patterns:
+            for file in (Path(__file__).parents[1] / "leaderboard" / "results").glob(pattern):
+                shutil.copy(file, folder)
+        return folder
+
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -97,7 +97,7 @@ def test_no_nan_or_infinity_is_read(tmp_path, number):
         results.read_result(path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "\udce4".encode("utf-8", "surrogatepass").decode("latin-1")])
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\udce4".encode("utf-8", "surrogatepass").decode("latin-1")])
 def test_damaged_file_is_named(tmp_path, text):
     path = results.write_result(tmp_path, RESULT, predictions())
     path.write_bytes(text.encode("latin-1"))

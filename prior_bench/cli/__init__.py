@@ -5,13 +5,30 @@ from __future__ import annotations
 import typer
 
 from prior_bench import __version__
-from prior_bench.cli import check_method, data, doctor, leaderboard, list, pretrain, run, weights
+from prior_bench.cli import (
+    check_method,
+    compare,
+    data,
+    doctor,
+    leaderboard,
+    list,
+    pretrain,
+    run,
+    score,
+    show,
+    submit,
+    weights,
+)
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True,
                   help="Compare vision-language pre-training methods on chest X-rays under one protocol.")
 app.command()(run.run)
 app.command()(pretrain.pretrain)
 app.command()(leaderboard.leaderboard)
+app.command()(compare.compare)
+app.command()(show.show)
+app.command()(score.score)
+app.command()(submit.submit)
 app.command("list")(list.list_names)
 app.command()(doctor.doctor)
 app.command("check-method")(check_method.check)

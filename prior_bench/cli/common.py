@@ -25,6 +25,7 @@ DataRootOption = Annotated[Path | None, typer.Option(
     "--data-root", help="Folder that holds the real data sets. [default: $PRIOR_BENCH_DATA]", show_default=False)]
 PluginOption = Annotated[list[Path] | None, typer.Option(
     "--plugin", help="A Python file with your own methods, tasks or datasets; may be repeated.", show_default=False)]
+ResultsOption = Annotated[Path, typer.Option("--results", help="Folder that `prior-bench run` wrote.")]
 
 
 def verb(function: Callable[P, R]) -> Callable[P, R]:

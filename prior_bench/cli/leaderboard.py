@@ -12,9 +12,12 @@ from prior_bench.cli.common import CacheOption, PluginOption, add_plugins, cache
 
 @verb
 def leaderboard(
-    results: Annotated[Path, typer.Argument(help="Folder that `prior-bench run` wrote.")],
+    results: Annotated[Path, typer.Argument(help="Folder that `prior-bench run` wrote.")] = Path("results"),
     output: Annotated[Path | None, typer.Option(
         help="Folder for the tables. [default: RESULTS]", show_default=False)] = None,
+    from_: Annotated[list[Path] | None, typer.Option(
+        "--from", help="An archive of `prior-bench submit` to verify and add first; may be repeated.",
+        show_default=False)] = None,
     cache: CacheOption = None,
     plugin: PluginOption = None,
 ) -> None:
@@ -23,6 +26,11 @@ def leaderboard(
     from prior_bench.results import check_writable
 
     add_plugins(plugin)
+    if from_:
+        from prior_bench.leaderboard import archive
+
+        new, known = archive.add(from_, results)
+        typer.echo(f"added {new} cells to {results}; {known} were there already")
     folder = output or results
     if results.is_dir():  # else tables says what is wrong with it
         check_writable(folder, 1 << 20, "--output")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from prior_bench.errors import UserError
+from prior_bench.results import sync_folder
 
 FORMAT = 1
 
@@ -44,15 +45,6 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
                             "it continues from the last checkpoint") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in this folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

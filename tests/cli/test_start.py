@@ -42,6 +42,11 @@ def start(tmp_path, *arguments):
     (["run", "--metod", "prior"], 2, "--method"),
     (["weights", "--help"], 0, "convert"),
     (["weights", "convert", "last.ckpt", "last.safetensors"], 2, "give --trust only where you trust"),
+    (["compare", "prior", "random"], 2, "does not exist"),
+    (["show", "prior"], 2, "--results"),
+    (["score", "none"], 2, "does not exist"),
+    (["submit", "none"], 2, "does not exist"),
+    (["leaderboard", "--from", "none.zip"], 2, "check --from"),
     (["rum"], 2, "run"),
 ])
 def test_quick_and_clear(tmp_path, arguments, code, says):

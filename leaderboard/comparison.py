@@ -1,0 +1,114 @@
+"""Two methods side by side: the difference of the main metric in each cell, in the same bootstrap draws.
+
+Compared are rows of one recipe (one track) pre-trained on the same data, or one of them a reference, over the subset
+and head seeds that both have. What cannot be compared is listed with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from prior_bench.errors import UserError, unknown_name
+from prior_bench.leaderboard.rebuild import Rebuilt, groups_of, rebuild
+from prior_bench.leaderboard.tables import NOT_RUN, Heading, Row, Summary, Table, newest, tabled
+from prior_bench.results import read_results
+from prior_bench.statistics import Paired, paired
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where two methods meet: a table, a track, and a fraction (None: the task trains nothing)."""
+
+    heading: Heading
+    recipe: str
+    fraction: float | None = None
+
+    def __str__(self) -> str:
+        h = self.heading
+        task = h.task if h.mode == h.task else f"{h.task} ({h.mode})"
+        profile = "" if h.profile == "standard" else f", profile {h.profile}"
+        size = "" if self.fraction is None else f", {self.fraction:.0%}"
+        return f"{task} on {h.dataset}/{h.target}{profile}, {self.recipe}{size}"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two methods in one place, by the task's main metric."""
+
+    place: Place
+    a: Summary
+    b: Summary
+    paired: Paired
+    groups: int  # leak groups that were resampled
+    pretrain_seeds: tuple[int, int]  # how many, of each
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    place: Place
+    reason: str
+
+
+def compare(folder: Path, methods: tuple[str, str], memo: Path,
+            recipe: str | None = None) -> list[Comparison | LeftOut]:
+    """Every place in which one of the methods has a result, in the order of the tables."""
+    kept, _ = newest(list(read_results(folder)))
+    if methods[0] == methods[1]:
+        raise UserError(f"{methods[0]!r} is compared with itself", expected="two methods")
+    for name in methods:
+        if name not in (known := {result.cell.method for result in kept}):
+            raise unknown_name("method", name, known, where=str(folder))
+    wanted = [result for result in kept if result.cell.method in methods]
+    if recipe is not None:
+        if recipe not in (known := {result.cell.recipe for result in wanted}):
+            raise unknown_name("recipe", recipe, known, where=str(folder))
+        wanted = [result for result in wanted if result.cell.recipe == recipe]
+    tables = tabled(wanted, rebuild(folder, kept, memo, wanted))
+    return [found for table in tables for found in _in_table(folder, table, methods)]
+
+
+def _in_table(folder: Path, table: Table, methods: tuple[str, str]) -> Iterator[Comparison | LeftOut]:
+    for recipe in sorted({row.recipe for row in table.entries}):
+        place = Place(table.heading, recipe)
+        ours, theirs = ([row for row in sorted(table.entries) if (row.method, row.recipe) == (method, recipe)]
+                        for method in methods)
+        for method, rows in zip(methods, (ours, theirs), strict=True):
+            if not rows:
+                yield LeftOut(place, f"{method}: {NOT_RUN}")
+        for a, b in product(ours, theirs):
+            if a.source != b.source and not (a.reference or b.reference):
+                yield LeftOut(place, f"pre-trained on other data: {a.label} and {b.label}")
+                continue
+            for fraction in table.fractions:
+                yield _at_fraction(folder, table, Place(table.heading, recipe, fraction), (a, b))
+
+
+def _at_fraction(folder: Path, table: Table, place: Place, rows: tuple[Row, Row]) -> Comparison | LeftOut:
+    done: list[list[Rebuilt]] = []
+    for row in rows:
+        entry = table.entry(row, place.fraction)
+        if entry is None or not entry.rebuilt:
+            reasons = "; ".join(sorted(set(entry.not_applicable))) if entry is not None else NOT_RUN
+            return LeftOut(place, f"{row.method}: {reasons}")
+        done.append(entry.rebuilt)
+    common = {_seeds(one) for one in done[0]} & {_seeds(one) for one in done[1]}
+    if not common:
+        return LeftOut(place, "no subset and head seeds that both have")
+    done = [[one for one in rebuilt if _seeds(one) in common] for rebuilt in done]
+    assert table.main is not None  # there are results
+    a, b = (Summary.of(table.main.name, rebuilt) for rebuilt in done)
+    for row, summary in zip(rows, (a, b), strict=True):
+        if summary.mean is None:
+            return LeftOut(place, f"{row.method}: {summary.name} is undefined: {summary.reason}")
+    if a.replicates is None or b.replicates is None or (both := paired(a.replicates, b.replicates)) is None:
+        return LeftOut(place, f"{a.name} is undefined in too many draws")
+    groups = len(groups_of(folder, done[0][0].result))
+    seeds = [len({one.result.cell.pretrain_seed for one in rebuilt}) for rebuilt in done]
+    return Comparison(place, a, b, both, groups, (seeds[0], seeds[1]))
+
+
+def _seeds(rebuilt: Rebuilt) -> tuple[int, int]:
+    return rebuilt.result.cell.subset_seed, rebuilt.result.cell.head_seed

@@ -1,0 +1,61 @@
+"""`prior-bench compare`: two methods of a results folder, paired cell by cell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from prior_bench.cli.common import CacheOption, PluginOption, ResultsOption, add_plugins, cache_folder, verb
+
+if TYPE_CHECKING:
+    from prior_bench.leaderboard.comparison import Comparison
+
+
+@verb
+def compare(
+    a: Annotated[str, typer.Argument(help="A method of the results.")],
+    b: Annotated[str, typer.Argument(help="Another one.")],
+    results: ResultsOption = Path("results"),
+    recipe: Annotated[str | None, typer.Option(help="Compare in this recipe only.", show_default=False)] = None,
+    cache: CacheOption = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Compare two methods cell by cell, in the same bootstrap draws, with p-values adjusted over the table (Holm)."""
+    add_plugins(plugin)
+    from prior_bench.leaderboard import comparison
+
+    found = comparison.compare(results, (a, b), cache_folder(cache) / "leaderboard", recipe)
+    compared = [one for one in found if isinstance(one, comparison.Comparison)]
+    if compared:
+        typer.echo(table(compared, a, b))
+        if any(1 in one.pretrain_seeds for one in compared):
+            typer.echo("One pre-training seed speaks of this checkpoint, not of the method.")
+    left_out = [one for one in found if isinstance(one, comparison.LeftOut)]
+    if left_out:
+        typer.echo("\nnot compared:" if compared else "not compared:")
+    for one in left_out:
+        typer.echo(f"  {one.place}: {one.reason}")
+
+
+def table(compared: list[Comparison], a: str, b: str) -> str:
+    """One line a cell, and how to read it."""
+    from tabulate import tabulate
+
+    from prior_bench.statistics import holm
+
+    adjusted = holm([one.paired.p for one in compared])
+    body = [[one.place, one.a.name, f"{one.a.mean:.3f}", f"{one.b.mean:.3f}",
+             f"{_difference(one):+.3f}", f"[{one.paired.interval[0]:+.3f}, {one.paired.interval[1]:+.3f}]",
+             f"{p:.3f}" if p >= 0.001 else "<0.001", one.groups, f"{one.a.cells}, {one.b.cells}"]
+            for one, p in zip(compared, adjusted, strict=True)]
+    header = ["cell", "metric", a, b, f"{a} - {b}", "95 % interval", "p (Holm)", "groups", "runs"]
+    return tabulate(body, headers=header, disable_numparse=True, colalign=("left", "left", *["right"] * 7))
+
+
+def _difference(one: Comparison) -> float:
+    """Of the two means as they are printed beside it; the mean over draws is `paired.difference`."""
+    assert one.a.mean is not None
+    assert one.b.mean is not None
+    return one.a.mean - one.b.mean

@@ -1,0 +1,34 @@
+"""`prior-bench score`: are the stored numbers those that the saved predictions give?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prior_bench.cli.common import PluginOption, add_plugins, verb
+
+
+@verb
+def score(
+    results: Annotated[Path, typer.Argument(help="Folder that `prior-bench run` wrote.")],
+    plugin: PluginOption = None,
+) -> None:
+    """Recompute every metric from the saved predictions; exit code 1 where a stored number differs."""
+    add_plugins(plugin)
+    from prior_bench.leaderboard.rebuild import problems
+    from prior_bench.results import read_results
+
+    found = list(read_results(results))
+    wrong = 0
+    for result in found:
+        said = problems(results, result)
+        for problem in said:
+            typer.echo(f"{result.cell.name}: {problem}")
+        wrong += bool(said)
+    metrics = sum(len(result.metrics) for result in found)
+    typer.echo(f"{results}: {len(found)} cells, {metrics} metrics; "
+               + (f"in {wrong} of them a number differs" if wrong else "all are what the predictions give"))
+    if wrong:
+        raise typer.Exit(1)

@@ -1,0 +1,129 @@
+"""`prior-bench show`: everything about one cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prior_bench.cli.common import CacheOption, PluginOption, ResultsOption, add_plugins, cache_folder, verb
+from prior_bench.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from prior_bench.leaderboard.rebuild import Rebuilt
+    from prior_bench.types import Cell, Result
+
+
+@verb
+def show(
+    cell: Annotated[str, typer.Argument(help="A file of the cell, its name, or how its name alone begins.")],
+    results: ResultsOption = Path("results"),
+    json: Annotated[bool, typer.Option("--json", help="Print the stored JSON as it is.")] = False,
+    cache: CacheOption = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Print everything about one cell: metrics with intervals, seeds, settings, digests, provenance, warnings."""
+    folder = Path(cell).parent if Path(cell).name != cell else results
+    path = find(folder, Path(cell).name)
+    if json:
+        typer.echo(path.read_text(encoding="utf-8"), nl=False)
+        return
+    add_plugins(plugin)
+    from prior_bench.leaderboard.rebuild import rebuild
+    from prior_bench.leaderboard.tables import newest
+    from prior_bench.results import read_result, read_results
+
+    result = read_result(path)
+    kept, _ = newest(list(read_results(folder)))  # as in the tables, whose draws come from these
+    shown = result in kept
+    rebuilt = rebuild(folder, kept if shown else [*kept, result], cache_folder(cache) / "leaderboard", [result])
+    typer.echo("\n".join(describe(result, rebuilt[0] if rebuilt else None, shown)))
+
+
+def find(folder: Path, name: str) -> Path:
+    """The JSON file of the cell of that name, or of the only one whose name begins so."""
+    if not folder.is_dir():
+        raise UserError("the results folder does not exist", where=str(folder), fix="give --results")
+    stem = name.removesuffix(".json").removesuffix(".parquet")
+    names = sorted(path.stem for path in folder.glob("*.json"))
+    found = [known for known in names if known == stem] or [known for known in names if known.startswith(stem)]
+    if not found:
+        parts = stem.count("_") + 1
+        beginnings = {"_".join(known.split("_")[:parts]) for known in names}  # as much of each name as was given
+        raise unknown_name("cell", stem, beginnings, where=str(folder), see=f"the .json files of {folder}")
+    if len(found) > 1:
+        raise UserError(f"{len(found)} cells begin with {stem!r}", where=str(folder), expected="one cell",
+                        fix=f"add to the name, as in {found[0]}")
+    return folder / f"{found[0]}.json"
+
+
+def describe(result: Result, rebuilt: Rebuilt | None, in_tables: bool) -> Iterator[str]:
+    """The lines to print. `rebuilt` is None where the cell is not applicable."""
+    yield result.cell.name
+    for name, value in _identity(result.cell).items():
+        yield f"  {name:10}{value}"
+    if rebuilt is None:
+        yield f"  {'status':10}not applicable: {result.reason}"
+    else:
+        yield from ["", _metrics(rebuilt)]
+    for title, values in (("details", result.details), ("provenance", result.provenance)):
+        if values:
+            yield from ["", f"{title}:", _yaml(values)]
+    yield ""
+    yield from (f"warning: {text}" for text in _warnings(result, rebuilt, in_tables))
+
+
+def _identity(cell: Cell) -> dict[str, str]:
+    """What the cell is: the fields of its name and digest, in words."""
+    from prior_bench.grid import NO_SOURCE
+
+    made = "no pre-training" if cell.pretrain_source == NO_SOURCE else f"pre-trained on {cell.pretrain_source}"
+    data = f"{cell.dataset} / {cell.target}"
+    if cell.fraction is not None:
+        data += f", {cell.fraction:.0%} of training data, subset seed {cell.subset_seed}, head seed {cell.head_seed}"
+    return {
+        "weights": f"{cell.method} ({cell.recipe}), {made}, seed {cell.pretrain_seed}; digest {cell.weights_digest}",
+        "protocol": f"{cell.task} ({cell.mode}), profile {cell.profile}, version {cell.protocol_version}; "
+                    f"settings {cell.settings_digest}",
+        "data": f"{data}; digest {cell.data_digest}",
+    }
+
+
+def _metrics(rebuilt: Rebuilt) -> str:
+    """The metrics as the predictions give them now, with their intervals."""
+    from tabulate import tabulate
+
+    from prior_bench.statistics import interval
+
+    body = []
+    for metric in rebuilt.metrics.values():
+        value = f"undefined: {metric.reason}" if metric.value is None else f"{metric.value:.4f}"
+        limits = interval(rebuilt.replicates[metric.name]) if metric.name in rebuilt.replicates else None
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(metric.counts.items()))
+        body.append([metric.name, value, f"[{limits[0]:.4f}, {limits[1]:.4f}]" if limits else "-",
+                     "higher" if metric.higher_is_better else "lower", counts])
+    return tabulate(body, headers=["metric", "value", "95 % interval", "better", "counts"], disable_numparse=True)
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    import yaml
+
+    text = yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def _warnings(result: Result, rebuilt: Rebuilt | None, in_tables: bool) -> Iterator[str]:
+    provenance = result.provenance
+    if not in_tables:
+        yield "the tables leave this cell out: the folder has newer weights, data or settings"
+    for name in rebuilt.differing() if rebuilt else ():
+        yield f"the stored {name} differs from what the predictions give, which is shown"
+    if str(provenance.get("commit")).endswith("+changes"):
+        yield "computed by a working tree with changes that are in no commit"
+    if excluded := provenance.get("excluded_images"):
+        yield f"{len(excluded)} images were left out because they could not be read"
+    if note := provenance.get("method", {}).get("note"):
+        yield note
+    yield from provenance.get("notes", ())

@@ -1,0 +1,84 @@
+"""The paired comparison of two methods, against the tables and a plain loop, and what it says it cannot compare."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from prior_bench import results
+from prior_bench.errors import UserError
+from prior_bench.leaderboard.comparison import Comparison, LeftOut, compare
+from prior_bench.leaderboard.rebuild import rebuild
+
+ZERO_SHOT = "*_zero-shot_zero-shot_phantom_phantom-5x40_*"
+LINEAR = "*_classification_linear_phantom_findings_0.1_s{}_*"
+
+
+def stored_again(folder, method, /, **changes):
+    """A copy of a method's cells with another identity."""
+    for result in list(results.read_results(folder)):
+        if result.cell.method == method:
+            predictions = results.read_predictions(folder, result)
+            results.write_result(folder, replace(result, cell=replace(result.cell, **changes)), predictions)
+
+
+def test_the_difference_in_the_same_draws(committed, tmp_path):
+    folder = committed(LINEAR.format(0), LINEAR.format(1))
+    (found,) = compare(folder, ("prior", "random"), tmp_path / "memo")
+    assert isinstance(found, Comparison)
+    rebuilt = rebuild(folder, list(results.read_results(folder)), tmp_path / "memo")
+    of = {method: [r for r in rebuilt if r.result.cell.method == method] for method in ("prior", "random")}
+    a, b = (np.mean([r.replicates["auroc_macro"] for r in of[method]], axis=0)[:1000] for method in of)
+    assert found.paired.interval == pytest.approx(np.quantile(a - b, [0.025, 0.975]))
+    assert found.a.mean == pytest.approx(np.mean([r.metrics["auroc_macro"].value for r in of["prior"]]))
+    assert (found.groups, found.a.cells, found.b.cells, found.pretrain_seeds) == (356, 2, 2, (1, 1))
+    assert str(found.place) == "classification (linear) on phantom/findings, small-long, 10%"
+    (turned,) = compare(folder, ("random", "prior"), tmp_path / "memo")
+    assert turned.paired.difference == pytest.approx(-found.paired.difference)
+    assert turned.paired.p == pytest.approx(found.paired.p)
+
+
+def test_only_common_seeds_are_compared(committed, tmp_path):
+    folder = committed(LINEAR.format(0), "prior" + LINEAR.format(1), "thumbnail" + LINEAR.format(2))
+    (found,) = compare(folder, ("prior", "random"), tmp_path / "memo")
+    assert (found.a.cells, found.b.cells) == (1, 1)
+    for file in folder.glob("thumbnail*_s0_*"):
+        file.unlink()
+    (found,) = compare(folder, ("prior", "thumbnail"), tmp_path / "memo")
+    assert found.reason == "no subset and head seeds that both have"
+
+
+def test_what_cannot_be_compared_has_its_reason(committed, tmp_path):
+    folder = committed(ZERO_SHOT, "prior" + LINEAR.format(0))
+    found = compare(folder, ("prior", "random"), tmp_path / "memo")
+    assert all(isinstance(one, LeftOut) for one in found)
+    assert [one.reason for one in found] == ["random: not run", "random: random has no text encoder"]
+
+
+def test_methods_pre_trained_on_other_data_are_not_compared(committed, tmp_path):
+    folder = committed("prior" + ZERO_SHOT)
+    stored_again(folder, "prior", method="other", pretrain_source="elsewhere")
+    (found,) = compare(folder, ("prior", "other"), tmp_path / "memo")
+    assert found.reason.startswith("pre-trained on other data: prior (small-long, phantom) and other")
+
+
+def test_recipes_are_tracks_of_their_own(committed, tmp_path):
+    folder = committed("prior" + ZERO_SHOT)
+    stored_again(folder, "prior", method="other")
+    stored_again(folder, "other", recipe="small")
+    found = compare(folder, ("prior", "other"), tmp_path / "memo")
+    assert [type(one) for one in found] == [LeftOut, Comparison]
+    (same,) = compare(folder, ("prior", "other"), tmp_path / "memo", recipe="small-long")
+    assert (same.paired.difference, same.paired.interval, same.paired.p) == (0.0, (0.0, 0.0), 1.0)
+
+
+def test_names_that_are_not_there(committed, tmp_path):
+    folder = committed(ZERO_SHOT)
+    with pytest.raises(UserError, match="did you mean 'random'"):
+        compare(folder, ("prior", "rnadom"), tmp_path)
+    with pytest.raises(UserError, match="did you mean 'small-long'"):
+        compare(folder, ("prior", "random"), tmp_path, recipe="small-lon")
+    with pytest.raises(UserError, match="with itself"):
+        compare(folder, ("prior", "prior"), tmp_path)
