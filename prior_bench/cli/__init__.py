@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from prior_bench import __version__
-from prior_bench.cli import check_method, data, doctor, leaderboard, list, pretrain, run, weights
+from prior_bench.cli import check_method, data, diagnose, doctor, leaderboard, list, pretrain, run, weights
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, no_args_is_help=True,
                   help="Compare vision-language pre-training methods on chest X-rays under one protocol.")
@@ -13,6 +13,7 @@ app.command()(run.run)
 app.command()(pretrain.pretrain)
 app.command()(leaderboard.leaderboard)
 app.command("list")(list.list_names)
+app.command()(diagnose.diagnose)
 app.command()(doctor.doctor)
 app.command("check-method")(check_method.check)
 app.add_typer(data.app, name="data")
