@@ -73,7 +73,7 @@ def draw_maps(rows: Mapping[str, Sequence[Example]], file: Path) -> None:
     """A row of examples for each direction: the map over the image in colour, its maximum a cross, the outline of the
     mask in white. Maps are interpolated and stretched to their own range."""
     columns = max(len(examples) for examples in rows.values())
-    figure, panels = _panels(len(rows) * columns, columns, 1.8, 2.3)
+    figure, panels = _panels(len(rows) * columns, columns, 1.8, 2.6)
     for k, (name, examples) in enumerate(rows.items()):
         own = panels[k * columns : (k + 1) * columns]
         own[0].set_ylabel(name, fontsize=8)
@@ -87,7 +87,7 @@ def draw_maps(rows: Mapping[str, Sequence[Example]], file: Path) -> None:
             row, column = np.unravel_index(example.map.argmax(), example.map.shape)
             height, width = example.map.shape
             panel.plot((column + 0.5) * side / width, (row + 0.5) * side / height, "x", color="cyan", markersize=7)
-            panel.set_title("\n".join(textwrap.wrap(example.title, 28)), fontsize=6)
+            panel.set_title("\n".join(textwrap.wrap(example.title, 32)), fontsize=6)
             panel.set_xticks([])
             panel.set_yticks([])
     _save(figure, file)
