@@ -96,7 +96,7 @@ def draw_maps(rows: Mapping[str, Sequence[Example]], file: Path) -> None:
 def _save(figure: Figure, file: Path) -> None:
     """As a PNG of 256 colours, a third of its size in full colour."""
     drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=100)
+    figure.savefig(drawn, dpi=85)
     Image.open(drawn).convert("RGB").quantize(256).save(file, "PNG", optimize=True)
 
 
