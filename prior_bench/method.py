@@ -114,6 +114,22 @@ class Method(nn.Module, ABC):
         """(I, T) local image-text scores, each pair independent of the others; None: the method has none."""
         return None
 
+    def sentence_maps(self, images: Tensor, texts: Sequence[str]) -> dict[str, Tensor] | None:
+        """By direction of the local alignment ("sentence to image"): (B, h, w), where on image b it sees what text b
+        says. Larger is more, on any scale; each pair is independent of the others. None: nothing local is aligned.
+
+        Args: images: normalised (B, channels, S, S), square as `image_input` makes them; texts: B sentences.
+        """
+        return None
+
+    def prototype_use(self, images: Tensor, texts: Sequence[str]) -> dict[str, Tensor] | None:
+        """By what is assigned ("sentences", "images"): (N, K), weights of each of N items over the K prototypes or
+        queries; rows sum to 1 and are independent of the other pairs. None: the method has neither.
+
+        Args: images: normalised (B, channels, S, S); texts: their B reports.
+        """
+        return None
+
     def paper_zero_shot(self, images: Iterable[Tensor], classes: Sequence[str]) -> Tensor | None:
         """(I, C) zero-shot scores of a whole test set as the method's authors computed them, for the profile `paper`.
 

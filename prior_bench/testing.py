@@ -255,7 +255,25 @@ def _local_scores_depend_on_their_pair_alone(method: Method) -> None:
     _close(one, whole[3:4, 1:3], "local scores of two pairs alone")
 
 
-TEXT = (_texts_do_not_depend_on_batch_or_padding, _an_empty_text_is_finite, _local_scores_depend_on_their_pair_alone)
+@torch.inference_mode()
+def _maps_and_use_depend_on_their_pair_alone(method: Method) -> None:
+    images, texts = sample_images(method), [sentences[0] for sentences in REPORTS]
+    maps = method.sentence_maps(images, texts) or {}
+    for name, whole in maps.items():
+        assert whole.dim() == 3, f"the map {name!r} has {whole.dim()} axes, not (B, h, w)"
+        assert len(whole) == len(images), f"the map {name!r} has another number of rows than there are pairs"
+        assert torch.isfinite(whole).all(), f"the map {name!r} is not finite"
+        alone = (method.sentence_maps(images[3:4], texts[3:4]) or {})[name]
+        _close(alone, whole[3:4], f"the map {name!r} of a pair alone")
+    use = method.prototype_use(images, texts) or {}
+    for name, whole in use.items():
+        _close(whole.float().sum(dim=1), torch.ones(len(whole)), f"the sum of the weights of {name!r}")
+        first = (method.prototype_use(images[:1], texts[:1]) or {})[name]
+        _close(first, whole[: len(first)], f"the weights of {name!r} of a pair alone")
+
+
+TEXT = (_texts_do_not_depend_on_batch_or_padding, _an_empty_text_is_finite, _local_scores_depend_on_their_pair_alone,
+        _maps_and_use_depend_on_their_pair_alone)
 
 
 # --------------------------------------------------------------------------------------- training

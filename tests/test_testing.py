@@ -95,6 +95,14 @@ class WrongStrides(Convirt):
         return tuple(reversed(super().pyramid(images)))
 
 
+class MapsOfTheBatch(Convirt):
+    """Weights each map by its share of the batch."""
+
+    def sentence_maps(self, images, texts):
+        found = self.image_encoder(images).mean(dim=1)
+        return {"sentence to image": found / found.sum(dim=0)}
+
+
 class FrozenText(Convirt):
     def _text(self, ids, mask):
         return super()._text(ids, mask).detach()
@@ -107,6 +115,7 @@ class FrozenText(Convirt):
     (LongVectors, "texts do not depend on batch or padding", "the length of a joint vector"),
     (NormalisesOverTheBatch, "images do not depend on batch or order", "alone differs"),
     (WrongStrides, "pyramid has its strides and channels", "stride 4"),
+    (MapsOfTheBatch, "maps and use depend on their pair alone", "the map 'sentence to image' of a pair alone differs"),
     (FrozenText, "gradients reach both encoders", "no gradient reaches the text_encoder"),
 ])
 def test_a_broken_rule_is_caught_by_name(kind, check, seen):

@@ -27,6 +27,7 @@ from prior_bench.losses import gather_padded, info_nce_directions, pair_cross_en
 from prior_bench.method import Batch, ImageFeatures, Sample, StudyView, TextFeatures
 from prior_bench.methods.gloria.local_similarity import log_sum_exp, word_cosines
 from prior_bench.recipes import Recipe
+from prior_bench.set_similarity import attention_map
 
 PROMPTS = Path(__file__).parent / "prompts.yaml"
 
@@ -93,6 +94,14 @@ class Gloria(DualEncoder):
         cosines, _ = word_cosines(self._regions(self.image_encoder.pyramid(images)), text.words, text.mask,
                                   self.recipe.tau_1)
         return log_sum_exp(cosines, text.mask, self.recipe.tau_2, mean=True) / self.recipe.tau_2
+
+    def sentence_maps(self, images: Tensor, texts: Sequence[str]) -> dict[str, Tensor] | None:
+        """The two-step attention of the sentence's words to regions, averaged over words."""
+        text = self._text(self.tokens(texts))
+        _, attention = word_cosines(self._regions(self.image_encoder.pyramid(images)), text.words, text.mask,
+                                    self.recipe.tau_1)
+        own = torch.arange(len(texts), device=attention.device)
+        return {"words to image": attention_map(attention[own, own], text.mask)}
 
     def paper_zero_shot(self, images: Iterable[Tensor], classes: Sequence[str]) -> Tensor | None:
         """Of a class's five prompts the largest mean of the cosine and tau_2 times the best word's cosine; then each

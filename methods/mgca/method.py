@@ -26,6 +26,7 @@ from prior_bench.losses import info_nce_directions, token_alignment
 from prior_bench.method import Batch, ImageFeatures, Sample, StudyView, TextFeatures
 from prior_bench.methods.mgca.alignment import clipped_weights, prototype_alignment
 from prior_bench.recipes import Recipe
+from prior_bench.set_similarity import attention_map
 
 
 class MgcaRecipe(Recipe):
@@ -104,6 +105,18 @@ class Mgca(DualEncoder):
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:
         text = self._text(self.tokens(texts))
         return TextFeatures(text.joint, words=text.tokens, word_mask=text.mask)
+
+    def sentence_maps(self, images: Tensor, texts: Sequence[str]) -> dict[str, Tensor] | None:
+        """What L_CTA lets the sentence's words attend to, weighted as the words are there."""
+        image, text = self._image(images), self._text(self.tokens(texts))
+        attention = (text.tokens @ image.tokens.mT / self.recipe.tau_token).softmax(dim=2)
+        return {"words to image": attention_map(attention, text.weights)}
+
+    def prototype_use(self, images: Tensor, texts: Sequence[str]) -> dict[str, Tensor] | None:
+        """The predictions p of L_CPA; Sinkhorn's codes use all prototypes alike whatever the vectors are."""
+        joint = {"images": self.encode_image(images).joint, "texts": self.encode_text(texts).joint}
+        return {side: (z @ self.prototypes.T / self.recipe.tau_prototype).softmax(dim=1)
+                for side, z in joint.items() if z is not None}
 
     def _image(self, images: Tensor) -> _Side:
         """Regions are the patches of a transformer, weighted by the class token's attention, or the positions of a

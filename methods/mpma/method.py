@@ -28,6 +28,7 @@ from prior_bench.losses import info_nce, masked_mean, mean_over_pairs, token_ali
 from prior_bench.method import Batch, ImageFeatures, Sample, StudyView, TextFeatures
 from prior_bench.methods.mpma.fusion import Fusion
 from prior_bench.recipes import Recipe, Strict
+from prior_bench.set_similarity import attention_map
 
 
 class FusionSizes(Strict):
@@ -104,6 +105,16 @@ class Mpma(DualEncoder):
         text = self._text(self.tokens(texts))
         return TextFeatures(text.joint, text.sentences, text.mask)
 
+    def sentence_maps(self, images: Tensor, texts: Sequence[str]) -> dict[str, Tensor] | None:
+        """What L_local lets the sentence attend to."""
+        text, patches = self._text(self.tokens(texts)), self._patches(self.image_encoder(images))
+        attention = (text.sentences @ patches.mT / self.recipe.tau_local).softmax(dim=2)
+        return {"sentence to image": attention_map(attention, text.mask)}
+
+    def _patches(self, features: Tensor) -> Tensor:
+        """Unit-length patch vectors (B, N, D) of last maps (B, C, h, w)."""
+        return unit(self.image_local(features.flatten(2).mT))
+
     def _global(self, features: Tensor) -> Tensor:
         return unit(self.image_head(features.mean(dim=(2, 3))))
 
@@ -138,7 +149,7 @@ class Mpma(DualEncoder):
         kept, side = batch["kept"], self.image_encoder.stride
         visible = self.image_encoder.visible_tokens(images, kept)
         hidden = hidden_patches(kept, self.patches)
-        patches = unit(self.image_local(features.flatten(2).mT))
+        patches = self._patches(features)
         even = torch.full(patches.shape[:2], 1 / patches.shape[1], device=patches.device)
         shares = text.mask / text.mask.sum(dim=1, keepdim=True).clamp_min(1)
         terms = {

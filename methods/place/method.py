@@ -24,6 +24,7 @@ from prior_bench.method import Batch, ImageFeatures, Sample, StudyView, TextFeat
 from prior_bench.methods.place.correlation import CorrelationHead, correlation_loss, patch_correlation
 from prior_bench.methods.place.pathology import SentencePool, VisualObservations, pair_scores, set_alignment
 from prior_bench.recipes import Recipe
+from prior_bench.set_similarity import attention_map
 
 
 class PlaceRecipe(Recipe):
@@ -104,6 +105,21 @@ class Place(DualEncoder):
         forth, back = pair_scores(self._image(images).observations, text.observations, text.mask,
                                   self.recipe.tau_attention)
         return (forth + back) / 2
+
+    def sentence_maps(self, images: Tensor, texts: Sequence[str]) -> dict[str, Tensor] | None:
+        """What the queries read, mixed by how much the sentence attends to each query's observation."""
+        image, text = self._image(images), self._text(self.tokens(texts))
+        read = self.visual.attention(image.patches.flatten(2).mT)
+        return {"sentence to image": attention_map(self._picked(image, text) @ read, text.mask)}
+
+    def prototype_use(self, images: Tensor, texts: Sequence[str]) -> dict[str, Tensor] | None:
+        """The attention of each sentence to the queries' observations of its image."""
+        image, text = self._image(images), self._text(self.tokens(texts))
+        return {"sentences": self._picked(image, text)[text.mask]}
+
+    def _picked(self, image: _Image, text: _Text) -> Tensor:
+        """a_ks (B, S, K): how much each sentence attends to each visual observation of its own image."""
+        return (text.observations @ image.observations.mT / self.recipe.tau_attention).softmax(dim=2)
 
     def _image(self, images: Tensor) -> _Image:
         """Patches are a transformer's, or the positions of a convolutional network's map of stride 16."""

@@ -29,6 +29,18 @@ class VisualObservations(nn.Module):
         out: Tensor = self.decoder(self.queries.expand(len(patches), -1, -1), self.project(patches))
         return out
 
+    def attention(self, patches: Tensor) -> Tensor:
+        """What each query reads in the last layer: (B, N, inputs) -> (B, K, N), averaged over heads."""
+        read: list[tuple[Tensor, ...]] = []
+        last = self.decoder.layers[-1].multihead_attn
+        hook = last.register_forward_pre_hook(lambda module, inputs: read.append(inputs))
+        try:
+            self(patches)
+        finally:
+            hook.remove()
+        weights: Tensor = last(*read[0])[1]
+        return weights
+
 
 class SentencePool(nn.Module):
     """Attention pooling of each sentence's word pieces by one learned score."""

@@ -36,10 +36,16 @@ class CrossAttention(nn.Module):
 
     def forward(self, tokens: Tensor, sentences: Tensor, mask: Tensor) -> Aligned:
         """Image tokens (B, N, D), sentences (B, T, D) with their mask (B, T)."""
+        of_sentences, of_tokens = self.attention(tokens, sentences)
+        seen = of_tokens * mask.unsqueeze(1)
+        return Aligned(of_sentences @ self.image_value(tokens), seen @ self.text_value(sentences))
+
+    def attention(self, tokens: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
+        """How much each sentence (B, T, D) takes from each token of its image, (B, T, N), and each token (B, N, D) from
+        each sentence, (B, N, T); all in (0, 1)."""
         image_of_text = self.text_query(sentences) @ self.image_key(tokens).mT * self.scale
         text_of_image = self.image_query(tokens) @ self.text_key(sentences).mT * self.scale
-        seen = text_of_image.sigmoid() * mask.unsqueeze(1)
-        return Aligned(image_of_text.sigmoid() @ self.image_value(tokens), seen @ self.text_value(sentences))
+        return image_of_text.sigmoid(), text_of_image.sigmoid()
 
     def score(self, tokens: Tensor, sentences: Tensor) -> Tensor:
         """Mean attention of both directions for every image (I, N, D) and every sentence (M, D): (I, M) in (0, 1)."""

@@ -34,6 +34,7 @@ from prior_bench.methods.prior.decoders import (
 from prior_bench.methods.prior.local_alignment import CrossAttention, Predictor, image_loss, text_loss
 from prior_bench.methods.prior.prototypes import PrototypeBank, Schedule, Similarity
 from prior_bench.recipes import Recipe, Strict
+from prior_bench.set_similarity import attention_map
 
 Term = Literal["L_global", "L_li", "L_lt", "L_proto", "L_rec", "L_spg", "L_kl", "L_gpa"]
 
@@ -180,6 +181,22 @@ class Prior(Method):
         owner = text.mask.nonzero()[:, 0]
         member = F.one_hot(owner, len(texts)).to(scores.dtype)  # (sentences, T)
         return scores @ (member / member.sum(dim=0).clamp_min(1))
+
+    def sentence_maps(self, images: Tensor, texts: Sequence[str]) -> dict[str, Tensor] | None:
+        """Sigmoid attention in both directions; none in the authors' layout, where a token is no position."""
+        if not self.has_text or self.official_layout:
+            return None
+        text = self._encode_sentences(texts)
+        forth, back = self.cross_attention.attention(self._local(self.image_encoder(images)), text.sentences)
+        return {"sentence to image": attention_map(forth, text.mask),
+                "image to sentence": attention_map(back.mT, text.mask)}
+
+    def prototype_use(self, images: Tensor, texts: Sequence[str]) -> dict[str, Tensor] | None:
+        """The mixture over the bank that stands for each sentence."""
+        if not self.has_text:
+            return None
+        text = self._encode_sentences(texts)
+        return {"sentences": self.bank.mixture(text.raw[text.mask])}
 
     def paper_zero_shot(self, images: Iterable[Tensor], classes: Sequence[str]) -> Tensor | None:
         """softmax over classes of the stored logarithm of the scale (not its exponential) times the cosine, plus half

@@ -44,15 +44,19 @@ class PrototypeBank(nn.Module):
             bias = -table.square().sum(dim=1) / 2 if self.similarity == "distance" else None
             return F.linear(sentences.float(), table, bias)
 
-    def forward(self, sentences: Tensor) -> Tensor:
-        """Quantised sentences (..., D) in float32."""
+    def mixture(self, sentences: Tensor) -> Tensor:
+        """Weights of the prototypes (..., K) in what stands for each sentence (..., D), float32, summing to 1."""
         logits = self.logits(sentences)
-        temperature = self.temperature
         if self.training:
             noise = -torch.empty_like(logits).exponential_().log()
             logits = logits + noise
+        return (logits / self.temperature).softmax(dim=-1)
+
+    def forward(self, sentences: Tensor) -> Tensor:
+        """Quantised sentences (..., D) in float32."""
+        mixture = self.mixture(sentences)
         with torch.autocast(sentences.device.type, enabled=False):
-            return (logits / temperature).softmax(dim=-1) @ self.embed.weight.float()
+            return mixture @ self.embed.weight.float()
 
     def consistency(self, target: Tensor, reconstructed: Tensor) -> Tensor:
         """KL divergence (...) between assignments of true and reconstructed sentences; no noise, no temperature."""

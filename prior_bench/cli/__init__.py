@@ -9,6 +9,7 @@ from prior_bench.cli import (
     check_method,
     compare,
     data,
+    diagnose,
     doctor,
     leaderboard,
     list,
@@ -30,6 +31,7 @@ app.command()(show.show)
 app.command()(score.score)
 app.command()(submit.submit)
 app.command("list")(list.list_names)
+app.command()(diagnose.diagnose)
 app.command()(doctor.doctor)
 app.command("check-method")(check_method.check)
 app.add_typer(data.app, name="data")

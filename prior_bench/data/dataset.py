@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +50,17 @@ class Boxes:
 
     xyxy: np.ndarray
     labels: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """A sentence of an image's report that says there is a finding, and where that finding is: `mask` (H, W) uint8 in
+    source pixels, 0 background, 1 foreground."""
+
+    image: str
+    finding: str
+    sentence: str
+    mask: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +109,10 @@ class Dataset(ABC):
 
     def load_boxes(self, target: str, image_id: str) -> Boxes:
         raise self._has_no("boxes", target)
+
+    def load_phrases(self, split: Split) -> Iterable[Phrase]:
+        """The sentences of a split's reports whose place on the image is known; none in most datasets."""
+        return ()
 
     def load_ids(self, target: str) -> Sequence[str]:
         """Ids of the images on which a target of kind mask, boxes or report is defined."""

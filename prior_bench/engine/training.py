@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
@@ -230,6 +229,7 @@ class Run:
 
     def finish(self, provenance: dict[str, Any]) -> None:
         """Save weights and curves, mark the run complete, and drop what only an unfinished one needs."""
+        from prior_bench.figures import draw_losses
         from prior_bench.weights import save_weights
 
         save_weights(self.folder / "weights", self.method.eval(), self.recipe, provenance)
@@ -239,26 +239,3 @@ class Run:
         os.replace(temporary, self.folder / "done.json")
         sync_folder(self.folder)
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
-
-
-def draw_losses(rows: Sequence[Mapping[str, float]], file: Path) -> None:
-    """Loss curves over steps, a panel for the total and each term; thick: the mean over 2 % of the run."""
-    from matplotlib.figure import Figure
-
-    beside = {"step", "epoch", "stage", "lr", "images_per_second"}
-    names = list(dict.fromkeys(name for row in rows for name in row if name not in beside))
-    columns = min(3, len(names))
-    lines = -(-len(names) // columns)
-    figure = Figure(figsize=(4 * columns, 2.5 * lines), layout="constrained")
-    for place, name in enumerate(names, 1):
-        steps = np.array([row["step"] for row in rows if name in row])
-        values = np.array([row[name] for row in rows if name in row])
-        width = max(1, len(rows) // 50)
-        panel = figure.add_subplot(lines, columns, place)
-        panel.plot(steps, values, linewidth=0.5, alpha=0.4, color="C0")
-        if len(values) > width:
-            panel.plot(steps[width - 1:], np.convolve(values, np.ones(width) / width, "valid"), color="C0")
-        panel.set_title(name, fontsize=9)
-        panel.set_xlabel("step", fontsize=8)
-        panel.tick_params(labelsize=7)
-    figure.savefig(file, dpi=100)

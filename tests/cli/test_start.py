@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "pydantic", "rich", "pandas", "pyarrow", "scipy", "sklearn", "timm", "transformers")
+HEAVY = ("torch", "pydantic", "rich", "pandas", "pyarrow", "scipy", "sklearn", "timm", "transformers", "matplotlib")
 PROGRAM = f"""
 import atexit, sys
 heavy = {HEAVY!r}
@@ -28,6 +28,7 @@ def start(tmp_path, *arguments):
     (["--help"], 0, "leaderboard"),
     (["run", "--help"], 0, "--max-bad-images"),
     (["--version"], 0, "0."),
+    (["diagnose", "--help"], 0, "pointing game"),
     (["list"], 0, "covid-chestxray"),
     (["list", "methods"], 0, "; re-implemented from the abstract"),
     (["list", "datasets"], 0, "phantom-5x40 (exclusive)"),

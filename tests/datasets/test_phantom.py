@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from prior_bench.datasets.phantom import Phantom, PhantomLarge, store
 from prior_bench.datasets.phantom.anatomy import Thorax, draw_exam, draw_patient
 from prior_bench.datasets.phantom.canvas import Frame, noise
 from prior_bench.datasets.phantom.findings import KINDS, draw, draw_finding, shape
+from prior_bench.datasets.phantom.phrases import phrases
 from prior_bench.datasets.phantom.studies import BOXES, EXCLUSIVE, MASKS, Size, make, roster
 from prior_bench.errors import UserError
 
@@ -391,3 +393,36 @@ def test_a_script_without_a_main_guard_ends_with_the_reason(tmp_path: Path) -> N
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert "__main__" in done.stderr
+
+
+# ------------------------------------------------------------------------------------- sentences and their pixels
+
+
+def test_phrases_are_sentences_of_the_report_with_the_stored_masks() -> None:
+    """Drawn a second time, findings have the masks and boxes of the first: `phrases` follows `make` draw by draw."""
+    size = Size(pixels=64, train=0, validation=0, test=60, per_class=3, seed=0)
+    for case in roster(size):
+        found = defaultdict(list)
+        for phrase in phrases(size, case):
+            found[phrase.image].append(phrase)
+        for made in make(size, case):
+            own = found.pop(made.record["id"], [])
+            sentences = made.record["report"]["findings"]
+            assert all(phrase.sentence in sentences for phrase in own)
+            assert [p.finding for p in own] == [k for k in KINDS for p in own if p.finding == k]
+            assert {p.finding for p in own} == set(made.record["labels"])
+            for name in ("opacity", "pneumothorax"):
+                there = [p.mask for p in own if p.finding in MASKS[name]]
+                stored = made.masks[list(MASKS).index(name)]
+                np.testing.assert_array_equal(np.logical_or.reduce([np.zeros_like(stored), *there]), stored)
+            for kind, x1, y1, x2, y2 in made.record["boxes"]:
+                of_kind = [p.mask for p in own if p.finding == kind]
+                assert any(m[y1, x1:x2].any() and m[y2 - 1, x1:x2].any() and m[y1:y2, x1].any() for m in of_kind)
+        assert not found
+
+
+def test_phrases_of_a_split(dataset: Small) -> None:
+    found = list(dataset.load_phrases("test"))
+    assert found
+    assert {dataset.study_of[phrase.image].split for phrase in found} == {"test"}
+    assert all(phrase.mask.shape == (64, 64) and phrase.mask.any() for phrase in found)

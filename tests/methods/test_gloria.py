@@ -160,3 +160,20 @@ def test_gradients_reach_every_part():
     sum(weight * value for weight, value in method(batch_of(method)).values()).backward()
     for part in (method.image_encoder, method.global_embedder, method.local_embedder, method.text_encoder):
         assert sum(p.grad.abs().sum() for p in part.parameters() if p.grad is not None) > 0
+
+
+def test_maps_by_loops():
+    method = gloria()
+    images = method.normalise(torch.randint(0, 255, (4, 1, 64, 64), dtype=torch.uint8))
+    texts = [report[-1] for report in REPORTS]
+    with torch.no_grad():
+        found = method.sentence_maps(images, texts)["words to image"]
+        level = method.local_embedder(method.image_encoder.pyramid(images)[2])
+        for i, text in enumerate(texts):
+            words = method.encode_text([text]).words[0]
+            cells = [(y, x) for y in range(level.shape[2]) for x in range(level.shape[3])]
+            over_words = {cell: (words @ level[i, :, cell[0], cell[1]]).softmax(dim=0) for cell in cells}
+            for y, x in cells:
+                each = [(4 * over_words[y, x][k]).exp() / sum((4 * over_words[c][k]).exp() for c in cells)
+                        for k in range(len(words))]
+                assert found[i, y, x].item() == pytest.approx(float(sum(each) / len(words)), rel=1e-4)

@@ -142,3 +142,29 @@ def test_both_tracks_train(image):
     for part in method.children():
         assert sum(float(p.grad.abs().sum()) for p in part.parameters() if p.grad is not None) > 0
     assert torch.isfinite(method.eval().local_score(method.normalise(batch["image"]), ["No edema.", "X"])).all()
+
+
+def test_maps_go_through_the_queries_attention():
+    """The last layer's cross-attention, worked out from its weights by heads; a sentence mixes the queries' maps."""
+    method = place()
+    images = method.normalise(torch.randint(0, 255, (3, 1, 64, 64), dtype=torch.uint8))
+    texts = ["No edema.", "Small left pleural effusion.", "Heart is enlarged."]
+    with torch.no_grad():
+        found = method.sentence_maps(images, texts)["sentence to image"]
+        image, text = method._image(images), method._text(method.tokens(texts))
+        patches, visual = image.patches.flatten(2).mT, method.visual
+        memory, queries = visual.project(patches), visual.queries.expand(3, -1, -1)
+        for layer in visual.decoder.layers[:-1]:
+            queries = layer(queries, memory)
+        last = visual.decoder.layers[-1]
+        queries = queries + last._sa_block(last.norm1(queries), None, None)
+        attention, heads = last.multihead_attn, last.multihead_attn.num_heads
+        w, b = attention.in_proj_weight, attention.in_proj_bias
+        n = w.shape[1]
+        q, k = last.norm2(queries) @ w[:n].T + b[:n], memory @ w[n : 2 * n].T + b[n : 2 * n]
+        read = sum((q[..., part] @ k[..., part].mT / (n // heads) ** 0.5).softmax(dim=2)
+                   for part in (slice(h * n // heads, (h + 1) * n // heads) for h in range(heads))) / heads
+        for i in range(3):
+            picked = (image.observations[i] @ text.observations[i, 0] / 0.1).softmax(dim=0)
+            torch.testing.assert_close(found[i].flatten(), picked @ read[i])
+        torch.testing.assert_close(found.sum(dim=(1, 2)), torch.ones(3))

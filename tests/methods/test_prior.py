@@ -472,3 +472,33 @@ def test_paper_zero_shot_as_the_authors_compute_it():
                 a.append((of_text + of_image) / 2)
             expected = torch.stack(z).softmax(0) + 0.5 * torch.stack(a).softmax(0)
             torch.testing.assert_close(found[i], expected, rtol=1e-4, atol=1e-5)
+
+
+# --------------------------------------------------------------------------------- maps and use of prototypes
+
+
+def test_maps_and_mixtures_by_loops():
+    method = prior().eval()
+    images = method.normalise(torch.randint(0, 255, (4, 1, 64, 64), dtype=torch.uint8))
+    texts = [report[0] for report in REPORTS]
+    with torch.no_grad():
+        maps, use = method.sentence_maps(images, texts), method.prototype_use(images, texts)["sentences"]
+        features, ca, E = method.image_encoder(images), method.cross_attention, method.bank.embed.weight
+        words = [method.text_encoder.pad([method.text_encoder.tokens([t])]) for t in texts]
+        for i, w in enumerate(words):
+            hidden = method.text_encoder(w["ids"], w["mask"])[0]
+            s = method.local_text_projection(hidden)[w["sentence"][0] == 0].mean(dim=0)
+            p = (E @ s / method.bank.temperature).softmax(dim=0)
+            torch.testing.assert_close(use[i], p)
+            for y in range(features.shape[2]):
+                for x in range(features.shape[3]):
+                    v = method.local_image_projection(features[i, :, y, x])
+                    forth = torch.sigmoid(ca.text_query(p @ E) @ ca.image_key(v) / math.sqrt(len(v)))
+                    back = torch.sigmoid(ca.image_query(v) @ ca.text_key(p @ E) / math.sqrt(len(v)))
+                    torch.testing.assert_close(maps["sentence to image"][i, y, x], forth)
+                    torch.testing.assert_close(maps["image to sentence"][i, y, x], back)
+
+
+def test_the_official_layout_has_no_maps():
+    method = prior(official_layout=True).eval()
+    assert method.sentence_maps(method.normalise(torch.zeros(1, 1, 64, 64, dtype=torch.uint8)), ["Edema."]) is None

@@ -5,19 +5,20 @@ No file of it is distributed: it is made on first use and cached. See README.md 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from prior_bench.data.dataset import Boxes, Dataset, LabelTable, Prompts
+from prior_bench.data.dataset import Boxes, Dataset, LabelTable, Phrase, Prompts
 from prior_bench.datasets.phantom.findings import KINDS
+from prior_bench.datasets.phantom.phrases import phrases
 from prior_bench.datasets.phantom.store import FORMAT, Store, default_cache, open_store
-from prior_bench.datasets.phantom.studies import BOXES, EXCLUSIVE, MASKS, VERSION, Size
+from prior_bench.datasets.phantom.studies import BOXES, EXCLUSIVE, MASKS, VERSION, Size, roster
 from prior_bench.digests import digest_json, digest_sources
-from prior_bench.types import Budget, DenseBudget, FinetuneBudget, ImageRecord, Report, Study, Target
+from prior_bench.types import Budget, DenseBudget, FinetuneBudget, ImageRecord, Report, Split, Study, Target
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -93,6 +94,12 @@ class Phantom(Dataset):
             np.array([b[1:] for b in boxes], np.float32).reshape(-1, 4),
             np.array([BOXES.index(b[0]) for b in boxes], np.int64),
         )
+
+    def load_phrases(self, split: Split) -> Iterator[Phrase]:
+        """The statements of findings, in order of patients; drawn again, which takes as long as making the images."""
+        for case in roster(self.size):
+            if case.split == split:
+                yield from phrases(self.size, case)
 
     def prompts(self, target: str) -> Mapping[str, Prompts]:
         import yaml
