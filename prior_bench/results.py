@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 LOCKS = ".locks"
+LEADERBOARD_JSON = "leaderboard.json"  # may lie among the results, and is none
 _EXTRA = b"prior_bench_extra"
 
 
@@ -138,7 +139,8 @@ def read_results(folder: Path) -> Iterator[Result]:
         raise UserError("the results folder does not exist", where=str(folder),
                         expected="a folder that `prior-bench run` wrote (its --output)")
     for path in sorted(folder.glob("*.json")):
-        yield read_result(path)
+        if path.name != LEADERBOARD_JSON:
+            yield read_result(path)
 
 
 def read_result(path: Path) -> Result:
