@@ -110,6 +110,8 @@ def overviews(tables: Sequence[Table]) -> list[Overview]:
 
 def _overview(profile: str, track: str, tables: Sequence[Table]) -> Overview | None:
     rows = sorted({row for table in tables for row in table.tracks[track] if not row.reference})
+    if len(rows) < 2:
+        return None
     orders, draws, placed = [], [], []
     all_cells = 0
     for table in tables:
@@ -121,7 +123,7 @@ def _overview(profile: str, track: str, tables: Sequence[Table]) -> Overview | N
                 orders.append(_order(values[0]))
                 draws.append(_order(values[1]))
                 placed.append([given.get((row, fraction)) == 1 for row in rows])
-    if len(rows) < 2 or not orders:
+    if not orders:
         return None
     replicates = np.mean(draws, axis=0)  # (rows, draws)
     first = np.sum(placed, axis=0)

@@ -61,11 +61,13 @@ def test_ranks_do_not_depend_on_the_order_of_rows(order, means, seed):
     assert {("abcd"["zyxw".index(m)], f): rank for (m, f), rank in ranks_of(again).items()} == expected
 
 
-def test_references_are_not_ranked_and_a_lone_method_neither():
+@pytest.mark.parametrize("source", ["phantom", "none"])
+def test_references_are_not_ranked_and_a_lone_method_neither(source):
     values = replicates([0.9, 0.7])
-    (table,) = tabled([], [rebuilt("ours", values[0]), rebuilt("random", values[1], source="none")])
+    (table,) = tabled([], [rebuilt("ours", values[0], source=source), rebuilt("random", values[1], source="none")])
     assert ranks_of(table) == {}
     assert ranking.overviews([table]) == []
+    assert not any(cell.bold for sheet in sheets(Known([table], [], [])) for line in sheet.lines for cell in line.cells)
 
 
 def test_mean_rank_orders_anew_in_each_draw():
