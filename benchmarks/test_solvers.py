@@ -1,9 +1,12 @@
-"""What every table waits for: the probes of a training subset, and the bootstrap of a macro AUROC."""
+"""What every table waits for: the probes of a training subset, and the bootstrap of each kind of metric."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from prior_bench.metrics.overlap import terms
+from prior_bench.metrics.retrieval import recall_at
 from prior_bench.probes import fit_path
 from prior_bench.statistics import Bootstrap, group_draws
 from prior_bench.tasks.classification import PENALTIES
@@ -20,16 +23,44 @@ def test_probes_of_2000_images(benchmark):
     assert path.converged.all()
 
 
-def test_bootstrap_of_25000_images(benchmark):
-    """1,000 draws (and the spare ones) of the AUROC of 14 labels on 25,000 images, each its own group."""
+IMAGES = 25_000
+GROUPS = [f"patient-{i}" for i in range(IMAGES)]
+
+
+@pytest.mark.parametrize("metric", ["auroc", "average_precision"])
+def test_bootstrap_of_25000_images(benchmark, metric):
+    """1,000 draws (and the spare ones) of the AUROC or AP of 14 labels on 25,000 images, each its own group."""
     rng = np.random.default_rng(0)
-    labels = (rng.random((25_000, 14)) < np.linspace(0.01, 0.3, 14)).astype(float)
+    labels = (rng.random((IMAGES, 14)) < np.linspace(0.01, 0.3, 14)).astype(float)
     scores = rng.normal(size=labels.shape) + labels
-    groups = [f"patient-{i}" for i in range(len(labels))]
-    draws = group_draws(groups)
+    draws = group_draws(GROUPS)
 
     def macro():
-        bootstrap = Bootstrap(groups, draws)
-        return np.mean([bootstrap.auroc(scores[:, i], labels[:, i]) for i in range(14)], axis=0)
+        replicates = getattr(Bootstrap(GROUPS, draws), metric)
+        return np.mean([replicates(scores[:, i], labels[:, i]) for i in range(14)], axis=0)
 
     assert np.isfinite(benchmark.pedantic(macro, rounds=3, warmup_rounds=1)).all()
+
+
+def test_bootstrap_of_dice(benchmark):
+    """The four overlap metrics from the pixel counts of 25,000 images."""
+    draws = group_draws(GROUPS)
+    counts = np.random.default_rng(0).integers(0, 400, (IMAGES, 3))
+
+    def replicates():
+        parts = np.stack([term for pair in terms(counts).values() for term in pair], axis=1)
+        return Bootstrap(GROUPS, draws).sums(parts)
+
+    assert np.isfinite(benchmark.pedantic(replicates, rounds=3, warmup_rounds=1)).all()
+
+
+def test_bootstrap_of_recall(benchmark):
+    """recall@1, @5, @10 from the ranks of 25,000 queries (the means of precision@k are the same sums)."""
+    draws = group_draws(GROUPS)
+    rank = np.random.default_rng(0).integers(1, 100, IMAGES)
+
+    def replicates():
+        bootstrap = Bootstrap(GROUPS, draws)
+        return [bootstrap.mean(recall_at(rank, k)) for k in (1, 5, 10)]
+
+    assert np.isfinite(benchmark.pedantic(replicates, rounds=3, warmup_rounds=1)).all()

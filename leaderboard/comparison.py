@@ -13,7 +13,8 @@ from pathlib import Path
 
 from prior_bench.errors import UserError, unknown_name
 from prior_bench.leaderboard.rebuild import Rebuilt, groups_of, rebuild
-from prior_bench.leaderboard.tables import NOT_RUN, Heading, Row, Summary, Table, newest, tabled
+from prior_bench.leaderboard.sheets import NOT_RUN
+from prior_bench.leaderboard.tables import Heading, Row, Summary, Table, newest, tabled
 from prior_bench.results import read_results
 from prior_bench.statistics import Paired, paired
 

@@ -102,6 +102,25 @@ def replicates(found: Predictions, draws: Mapping[str, np.ndarray]) -> dict[str,
     return result
 
 
+def p_values(found_a: Predictions, found_b: Predictions) -> dict[str, tuple[str, float]]:
+    """DeLong's test of each class's AUROC and, of exclusive classes, sign flips of accuracy; both over leak groups."""
+    from prior_bench.paired_tests import delong, sign_flip
+
+    a, b = _Labelled.read(found_a), _Labelled.read(found_b)
+    if found_a.table.column("image") != found_b.table.column("image"):
+        raise ValueError("the predictions are not of the same images in the same order")
+    result = {}
+    for i, name in enumerate(a.classes):
+        if not (a.problems[i] or b.problems[i]):
+            tested = delong(a.scores[:, i], b.scores[:, i], a.labels[:, i], a.groups)
+            if tested is not None:
+                result[f"auroc_{name}"] = ("DeLong, clustered", tested.p)
+    if a.exclusive:
+        (rows, guess_a, truth), (_, guess_b, _) = a.guesses(), b.guesses()
+        result["accuracy"] = ("sign flip", sign_flip(guess_a == truth, guess_b == truth, a.groups[rows]))
+    return result
+
+
 @dataclass(frozen=True, slots=True)
 class _Labelled:
     """A labelled predictions table as arrays."""

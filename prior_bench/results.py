@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 SCHEMA = 1
 LOCKS = ".locks"
+LEADERBOARD_JSON = "leaderboard.json"  # may lie among the results, and is none
 _EXTRA = b"prior_bench_extra"
 
 
@@ -42,6 +43,11 @@ def result_path(folder: Path, cell: Cell) -> Path:
 
 def predictions_path(folder: Path, cell: Cell) -> Path:
     return folder / f"{cell.name}.parquet"
+
+
+def result_files(folder: Path) -> list[Path]:
+    """The results' JSON files, sorted by name."""
+    return sorted(path for path in folder.glob("*.json") if path.name != LEADERBOARD_JSON)
 
 
 def is_done(folder: Path, cell: Cell) -> bool:
@@ -149,8 +155,7 @@ def read_results(folder: Path) -> Iterator[Result]:
     if not folder.is_dir():
         raise UserError("the results folder does not exist", where=str(folder),
                         expected="a folder that `prior-bench run` wrote (its --output)")
-    for path in sorted(folder.glob("*.json")):
-        yield read_result(path)
+    yield from map(read_result, result_files(folder))
 
 
 def read_result(path: Path) -> Result:

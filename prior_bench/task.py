@@ -127,6 +127,10 @@ class Task(ABC):
         all methods, fractions and seeds of a dataset (see `statistics.group_draws`).
         """
 
+    def p_values(self, a: Predictions, b: Predictions) -> dict[str, tuple[str, float]]:
+        """Paired tests of two predictions of the same images that need no draws: {metric: (name of the test, p)}."""
+        return {}
+
 
 def evaluate(task: Task, context: Context, cell: Cell) -> Outcome:
     """Run one cell: fit, predict, attach, score."""

@@ -91,6 +91,9 @@ class Classification(Task):
     def replicates(self, predictions: Predictions, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return label_scores.replicates(predictions, draws)
 
+    def p_values(self, a: Predictions, b: Predictions) -> dict[str, tuple[str, float]]:
+        return label_scores.p_values(a, b)
+
 
 class _Data:
     """The training subset and the validation of a cell, and which classes can be learnt from it."""

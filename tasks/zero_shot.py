@@ -105,6 +105,9 @@ class ZeroShot(Task):
     def replicates(self, predictions: Predictions, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return label_scores.replicates(predictions, draws)
 
+    def p_values(self, a: Predictions, b: Predictions) -> dict[str, tuple[str, float]]:
+        return label_scores.p_values(a, b)
+
 
 def _local_scores(context: Context, target: Target, ids: Sequence[str]) -> np.ndarray:
     """(I, C) mean local score of each class's positive prompts, of labels minus that of the negative ones."""

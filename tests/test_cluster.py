@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from prior_bench import plugins
 from prior_bench.cli import app
+from prior_bench.results import result_files
 
 PLUGIN = Path(__file__).parent / "plugin" / "toy_plugin.py"
 
@@ -28,7 +29,7 @@ def run(tmp_path, monkeypatch):
 
 
 def values(folder):
-    found = [json.loads(file.read_text()) for file in folder.glob("*.json")]
+    found = [json.loads(file.read_text()) for file in result_files(folder)]
     return {(r["cell"]["method"], r["cell"]["fraction"], r["cell"]["subset_seed"]): r["metrics"] for r in found}
 
 

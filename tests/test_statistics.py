@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from prior_bench import statistics
-from prior_bench.statistics import Bootstrap, group_draws, holm, interval, paired
+from prior_bench.statistics import Bootstrap, group_draws, holm, interval, over_seeds, paired
 
 
 def data(seed, n=40, groups=12):
@@ -102,9 +102,26 @@ def test_paired_difference():
     assert found.difference == pytest.approx(0.5, abs=0.02)
     assert found.interval[0] < 0.35 < 0.65 < found.interval[1]
     assert found.p < 1e-5
+    assert found.error == pytest.approx(0.1, rel=0.1)
+    assert found.detectable == pytest.approx(2.8 * found.error)
     same = paired(shared, shared)
     assert (same.difference, same.p) == (0, 1)
     assert paired(shared, np.full(1000, np.nan)) is None
+
+
+def test_seeds_are_drawn_with_the_groups():
+    """Against a loop, and in variance: that of the mean of K seeds, with the unbiased deviation between them."""
+    rng = np.random.default_rng(0)
+    replicates = {seed: rng.normal(mean, 0.1, 200) for seed, mean in ((0, 1.0), (1, 2.0), (7, 4.0))}
+    counts = np.random.default_rng(1)
+    drawn = [np.bincount(counts.integers(3, size=2), minlength=3) for _ in range(200)]
+    expected = [sum(c * replicates[s][d] for c, s in zip(count, (0, 1, 7), strict=True)) / 2
+                for d, count in enumerate(drawn)]
+    np.testing.assert_allclose(over_seeds(replicates), expected)
+    np.testing.assert_array_equal(over_seeds(dict(reversed(replicates.items()))), over_seeds(replicates))
+    np.testing.assert_array_equal(over_seeds({3: replicates[0]}), replicates[0])
+    constant = over_seeds({seed: np.full(20_000, mean) for seed, mean in enumerate((1.0, 2.0, 4.0))})
+    assert constant.std() == pytest.approx(np.std([1, 2, 4], ddof=1) / np.sqrt(3), rel=0.02)
 
 
 def test_holm_by_hand():

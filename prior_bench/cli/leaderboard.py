@@ -18,11 +18,13 @@ def leaderboard(
     from_: Annotated[list[Path] | None, typer.Option(
         "--from", help="An archive of `prior-bench submit` to verify and add first; may be repeated.",
         show_default=False)] = None,
+    published: Annotated[bool, typer.Option(
+        "--published", help="Add the numbers that papers print, apart from the results and never ranked.")] = False,
     cache: CacheOption = None,
     plugin: PluginOption = None,
 ) -> None:
-    """Write LEADERBOARD.md and leaderboard.csv from results, every number rebuilt from the saved predictions."""
-    from prior_bench.leaderboard import tables
+    """Write the tables (Markdown, CSV, JSON, LaTeX) from results, every number rebuilt from the saved predictions."""
+    from prior_bench.leaderboard import files
     from prior_bench.results import check_writable
 
     add_plugins(plugin)
@@ -32,8 +34,8 @@ def leaderboard(
         new, known = archive.add(from_, results)
         typer.echo(f"added {new} cells to {results}; {known} were there already")
     folder = output or results
-    if results.is_dir():  # else tables says what is wrong with it
+    if results.is_dir():  # else reading it says what is wrong with it
         check_writable(folder, 1 << 20, "--output")
-    for warning in tables.write(results, folder, memo=cache_folder(cache) / "leaderboard"):
+    for warning in files.write(results, folder, cache_folder(cache) / "leaderboard", published):
         typer.echo(f"warning: {warning}", err=True)
-    typer.echo(f"wrote {folder / tables.MARKDOWN} and {folder / tables.CSV}")
+    typer.echo(f"wrote {', '.join(str(folder / name) for name in files.FILES)}")

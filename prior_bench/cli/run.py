@@ -150,14 +150,16 @@ def _execute(planned: Grid, ray: str | None, plugin_files: list[Path]) -> Summar
 
 
 def _write_leaderboard(planned: Grid, again: bool) -> None:
-    """LEADERBOARD.md and leaderboard.csv beside the results, unless they are newer than every result."""
+    """The leaderboard's files beside the results, unless they are newer than every result."""
+    from prior_bench.results import result_files
+
     output = planned.request.output
     written = output / "LEADERBOARD.md"
     if not again and written.is_file():
-        newest = max((path.stat().st_mtime_ns for path in output.glob("*.json")), default=0)
+        newest = max((path.stat().st_mtime_ns for path in result_files(output)), default=0)
         if written.stat().st_mtime_ns >= newest:
             return
-    from prior_bench.leaderboard import tables
+    from prior_bench.leaderboard import files
 
-    for warning in tables.write(output, output, memo=planned.request.cache / "leaderboard"):
+    for warning in files.write(output, output, memo=planned.request.cache / "leaderboard"):
         typer.echo(f"warning: {warning}", err=True)

@@ -46,8 +46,10 @@ def find(folder: Path, name: str) -> Path:
     """The JSON file of the cell of that name, or of the only one whose name begins so."""
     if not folder.is_dir():
         raise UserError("the results folder does not exist", where=str(folder), fix="give --results")
+    from prior_bench.results import result_files
+
     stem = name.removesuffix(".json").removesuffix(".parquet")
-    names = sorted(path.stem for path in folder.glob("*.json"))
+    names = [path.stem for path in result_files(folder)]
     found = [known for known in names if known == stem] or [known for known in names if known.startswith(stem)]
     if not found:
         parts = stem.count("_") + 1

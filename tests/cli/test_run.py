@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from prior_bench.results import result_files
+
 PLUGIN = Path(__file__).parents[1] / "plugin" / "toy_plugin.py"
 COMMAND = (sys.executable, "-c", "from prior_bench.cli import main; main()", "run", "--method", "toy-method", "--task",
            "toy-task", "--dataset", "toy-data", "--plugin", str(PLUGIN))
@@ -32,7 +34,7 @@ def run(folder: Path, *more: str, **environment: str) -> subprocess.CompletedPro
 
 
 def results(folder: Path) -> list[Path]:
-    return sorted((folder / "results").glob("*.json"))
+    return result_files(folder / "results")
 
 
 def wait_for_results(folder: Path, count: int) -> None:

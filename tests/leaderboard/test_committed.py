@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prior_bench.leaderboard import tables
+from prior_bench.leaderboard import files
 
 COMMITTED = Path(__file__).parents[2] / "leaderboard"
 
@@ -15,7 +15,7 @@ def rows(folder):
 
 
 def test_the_committed_leaderboard_is_rebuilt_from_its_predictions(tmp_path):
-    assert tables.write(COMMITTED / "results", tmp_path, tmp_path / "memo") == []
+    assert files.write(COMMITTED / "results", tmp_path, tmp_path / "memo") == []
     assert len(rows(tmp_path)) == len(rows(COMMITTED))
     for found, committed in zip(rows(tmp_path), rows(COMMITTED), strict=True):
         for name, value in committed.items():

@@ -13,7 +13,7 @@ import pytest
 
 from prior_bench import plugins, results
 from prior_bench.errors import UserError
-from prior_bench.leaderboard import rebuild, tables
+from prior_bench.leaderboard import files, rebuild
 from prior_bench.statistics import group_draws
 from prior_bench.task import Predictions
 from prior_bench.types import Cell, Metric, Result
@@ -44,12 +44,14 @@ def store(folder, cell, level, finished="2026-01-01"):
 
 
 def write(folder):
-    warnings = tables.write(folder, folder, folder / "memo")
+    warnings = files.write(folder, folder, folder / "memo")
     return (folder / "LEADERBOARD.md").read_text(), list(csv.DictReader((folder / "leaderboard.csv").open())), warnings
 
 
 def line(text, start):
-    return next(line for line in text.splitlines() if line.startswith(f"| {start}"))
+    """The first line of a method, not that of the overview."""
+    tables = text.split("## toy-task", 1)[-1]
+    return next(line for line in tables.splitlines() if line.startswith(f"| {start}"))
 
 
 def test_mean_deviation_and_interval_against_a_loop(tmp_path):
@@ -68,7 +70,8 @@ def test_mean_deviation_and_interval_against_a_loop(tmp_path):
     assert float(row["interval_low"]) == pytest.approx(low, abs=1e-6)
     assert float(row["interval_high"]) == pytest.approx(high, abs=1e-6)
     assert row["runs"] == "3"
-    assert f"**{np.mean(means):.3f}** ± {np.std(means, ddof=1):.3f} [{low:.3f}, {high:.3f}]" in text
+    assert f"| {np.mean(means):.3f} [{low:.3f}, {high:.3f}] " in line(text, "ours (small, phantom), this checkpoint")
+    assert f"| subset {np.std(means, ddof=1):.3f} " in text.split("Variation, not sampling error")[1]
     assert "profile standard, protocol version 1" in text
     assert warnings == []
 
@@ -81,7 +84,7 @@ def test_best_is_bold_and_references_stand_below(tmp_path):
     assert "**0." in line(text, "better")
     assert "**" not in line(text, "worse")
     assert "**" not in line(text, "reference")
-    order = [text.index(f"| {name}") for name in ("better", "worse", "*references*", "reference (")]
+    order = [text.rindex(f"| {name}") for name in ("better", "worse", "*references*", "reference (")]
     assert order == sorted(order)
 
 
@@ -95,35 +98,40 @@ def test_what_a_reader_must_know_of_a_method_is_shown(tmp_path):
     file.write_text(json.dumps(content))
     text, rows, _ = write(tmp_path)
     assert line(text, r"rebuilt\* (small, phantom)")
-    assert r"- \* rebuilt: re-implemented from the abstract." in text
+    assert "\n\\* rebuilt: re-implemented from the abstract.\n" in text
     assert line(text, "other (small, phantom)")
     assert {row["method"]: row["note"] for row in rows} == {"rebuilt": "re-implemented from the abstract", "other": ""}
 
 
-def test_each_track_has_its_own_best(tmp_path):
-    for method, recipe, level in (("one", "small", 0.5), ("two", "small", 0.3), ("one", "large", 0.7),
-                                  ("random", "large", 0.9)):
+def test_each_track_has_its_own_best_and_ranks(tmp_path):
+    for method, recipe, level in (("one", "small", 0.5), ("two", "small", 0.3), ("one", "large", 0.3),
+                                  ("two", "large", 0.7), ("random", "large", 0.1)):
         store(tmp_path, cell(method, recipe=recipe, source="none" if method == "random" else "phantom"), level)
-    text, *_ = write(tmp_path)
+    text, rows, _ = write(tmp_path)
     firsts = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
-    grid = firsts[2 : firsts.index("two (small, phantom), 1 seed") + 1]
-    assert grid == ["*track large*", "one (large, phantom), 1 seed", "*references*", "random (large)",
-                    "*track small*", "one (small, phantom), 1 seed", "two (small, phantom), 1 seed"]
-    assert "**" in line(text, "one (large")
-    assert "**" in line(text, "two (small")
-    assert "**" not in line(text, "one (small")
+    start = firsts.index("*track large*")
+    assert firsts[start : start + 10] == [
+        "*track large*", "one (large, phantom), this checkpoint", "two (large, phantom), this checkpoint",
+        "*detectable difference*", "*references*", "random (large)", "*track small*",
+        "one (small, phantom), this checkpoint", "two (small, phantom), this checkpoint", "*detectable difference*"]
+    ranks = {(row["method"], row["recipe"]): row["rank"] for row in rows if row["metric"] == "error"}
+    assert ranks == {("one", "large"): "1", ("two", "large"): "2", ("one", "small"): "2", ("two", "small"): "1",
+                     ("random", "large"): ""}
+    for (method, recipe), rank in ranks.items():
+        assert ("**" in line(text.split("*track large*")[1], f"{method} ({recipe}")) == (rank == "1")
 
 
 def test_difference_to_random_is_paired(tmp_path):
     ours = store(tmp_path, cell("ours"), 0.4)
     base = store(tmp_path, cell("random", source="none"), 0.6)
     text, _, _ = write(tmp_path)
-    after = text.split("Difference to `random`")[1]
+    after = text.split("Difference to `random`")[1].split("Variation")[0]
     draws = np.stack([group_draws(GROUPS)[g] for g in GROUPS]).astype(float)
     differences = ((ours - base) @ draws / draws.sum(0))[:1000]
     low, high = np.quantile(differences, [0.025, 0.975])
     assert f"{(ours - base).mean():+.3f} [{low:+.3f}, {high:+.3f}]" in line(after, "ours")
-    assert "random (small)" not in after.split("##")[0].split("\n\n")[1]
+    assert f"({2.8 * differences.std(ddof=1):.3f})" in line(after, "ours")
+    assert "| random (small)" not in after
 
 
 def test_not_run_is_not_not_applicable(tmp_path):
@@ -151,20 +159,38 @@ def test_missing_seeds_are_told(tmp_path):
         store(tmp_path, cell("whole", seed=seed), 0.5)
     store(tmp_path, cell("part"), 0.5)
     text, _, _ = write(tmp_path)
-    assert "(1 of 2 runs)" in line(text, "part")
+    assert "1 of 2 runs" in line(text, "part")
     assert "runs)" not in line(text, "whole")
 
 
 def test_equal_bytes_with_and_without_memory(tmp_path):
     store(tmp_path, cell("ours"), 0.5)
     store(tmp_path, cell("random", source="none"), 0.6)
-    first, _, _ = write(tmp_path)
+    write(tmp_path)
     assert len(list((tmp_path / "memo").iterdir())) == 2
-    (tmp_path / "elsewhere").mkdir()
-    tables.write(tmp_path, tmp_path / "elsewhere", tmp_path / "elsewhere" / "memo")
-    assert (tmp_path / "elsewhere" / "LEADERBOARD.md").read_text() == first
-    assert (tmp_path / "elsewhere" / "leaderboard.csv").read_bytes() == (tmp_path / "leaderboard.csv").read_bytes()
-    assert write(tmp_path)[0] == first
+    first = {name: (tmp_path / name).read_bytes() for name in files.FILES}
+    files.write(tmp_path, tmp_path / "elsewhere", tmp_path / "elsewhere" / "memo")
+    write(tmp_path)
+    for name, content in first.items():
+        assert (tmp_path / "elsewhere" / name).read_bytes() == content
+        assert (tmp_path / name).read_bytes() == content
+
+
+def test_json_says_what_the_csv_says(tmp_path):
+    for method, level in (("ours", 0.5), ("other", 0.7)):
+        store(tmp_path, cell(method), level)
+    results.write_result(tmp_path, Result(cell("ours", fraction=0.01), "not_applicable", reason="too small"), None)
+    _, rows, _ = write(tmp_path)
+    content = json.loads((tmp_path / "leaderboard.json").read_text())
+    (table,) = content["tables"]
+    for record, row in zip(table["records"], rows, strict=True):
+        assert set(record) | set(table) >= set(row)
+        assert all(row[name] == ("" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value))
+                   for name, value in record.items())
+    (comparison,) = table["comparisons"]
+    assert comparison["better"] == ("a" if comparison["a"]["method"] == "ours" else "b")  # lower is better
+    assert comparison["p"] == comparison["p_holm"] < 0.05
+    assert [s["method"] for s in content["overviews"][0]["methods"]] == ["ours", "other"]
 
 
 def test_memory_is_used_and_keyed_by_content(tmp_path, monkeypatch):
@@ -220,4 +246,4 @@ def test_two_versions_and_profiles_never_share_a_table(tmp_path):
 
 def test_folder_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        tables.write(tmp_path / "none", tmp_path, tmp_path)
+        files.write(tmp_path / "none", tmp_path, tmp_path)

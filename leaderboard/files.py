@@ -1,0 +1,33 @@
+"""The files of a leaderboard, written from a results folder and from nothing else. Equal results give equal bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prior_bench.leaderboard import published
+from prior_bench.leaderboard.latex import latex
+from prior_bench.leaderboard.markdown import markdown
+from prior_bench.leaderboard.records import as_json, comma_separated
+from prior_bench.leaderboard.sheets import sheets
+from prior_bench.leaderboard.tables import known
+from prior_bench.results import LEADERBOARD_JSON, write_text
+
+MARKDOWN, CSV, JSON, LATEX = "LEADERBOARD.md", "leaderboard.csv", LEADERBOARD_JSON, "leaderboard.tex"
+FILES = (CSV, JSON, LATEX, MARKDOWN)
+
+
+def write(folder: Path, output: Path, memo: Path, with_published: bool = False) -> list[str]:
+    """Write all files into `output` from the results in `folder`; returns warnings.
+
+    Args:
+        memo: where rebuilt numbers are remembered by content.
+        with_published: add what papers print, apart from the results.
+    """
+    found = known(folder, memo)
+    printed = published.read() if with_published else []
+    shown = [*sheets(found), *published.sheets(printed)]
+    texts = (comma_separated(found), as_json(found, printed), latex(shown), markdown(shown, found.notes))
+    output.mkdir(parents=True, exist_ok=True)
+    for name, text in zip(FILES, texts, strict=True):
+        write_text(output / name, text)
+    return found.warnings + [f"published numbers: {published.WARNING}"] * with_published
