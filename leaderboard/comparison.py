@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from prior_bench import plugins
 from prior_bench.errors import UserError, unknown_name
 from prior_bench.leaderboard.rebuild import Rebuilt, groups_of, rebuild
 from prior_bench.leaderboard.sheets import NOT_RUN
 from prior_bench.leaderboard.tables import Heading, Row, Summary, Table, newest, tabled
-from prior_bench.results import read_results
+from prior_bench.results import read_predictions, read_results
 from prior_bench.statistics import Paired, paired
+from prior_bench.types import Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Comparison:
     paired: Paired
     groups: int  # leak groups that were resampled
     pretrain_seeds: tuple[int, int]  # how many, of each
+    pairs: list[tuple[Result, Result]]  # the runs with the same seeds of all kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,32 @@ def _at_fraction(folder: Path, table: Table, place: Place, rows: tuple[Row, Row]
         return LeftOut(place, f"{a.name} is undefined in too many draws")
     groups = len(groups_of(folder, done[0][0].result))
     seeds = [len({one.result.cell.pretrain_seed for one in rebuilt}) for rebuilt in done]
-    return Comparison(place, a, b, both, groups, (seeds[0], seeds[1]))
+    other = {(*_seeds(one), one.result.cell.pretrain_seed): one.result for one in done[1]}
+    pairs = [(one.result, other[key]) for one in done[0]
+             if (key := (*_seeds(one), one.result.cell.pretrain_seed)) in other]
+    return Comparison(place, a, b, both, groups, (seeds[0], seeds[1]), pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTest:
+    """A paired test of one metric in one pair of runs, by the task's own test (`Task.p_values`), unadjusted."""
+
+    place: Place
+    seeds: str
+    metric: str
+    test: str
+    p: float
+
+
+def label_tests(folder: Path, comparison: Comparison) -> Iterator[LabelTest]:
+    """The tests without draws of each pair of runs; none where the task has none."""
+    for pair in comparison.pairs:
+        task = plugins.load("tasks", pair[0].cell.task)()
+        a, b = (read_predictions(folder, result) for result in pair)
+        cell = pair[0].cell
+        seeds = f"{cell.subset_seed}, {cell.head_seed}, {cell.pretrain_seed}"
+        for metric, (test, p) in task.p_values(a, b).items():
+            yield LabelTest(comparison.place, seeds, metric, test, p)
 
 
 def _seeds(rebuilt: Rebuilt) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import typer
 from prior_bench.cli.common import CacheOption, PluginOption, ResultsOption, add_plugins, cache_folder, verb
 
 if TYPE_CHECKING:
-    from prior_bench.leaderboard.comparison import Comparison
+    from prior_bench.leaderboard.comparison import Comparison, LabelTest
 
 
 @verb
@@ -19,6 +19,8 @@ def compare(
     b: Annotated[str, typer.Argument(help="Another one.")],
     results: ResultsOption = Path("results"),
     recipe: Annotated[str | None, typer.Option(help="Compare in this recipe only.", show_default=False)] = None,
+    labels: Annotated[bool, typer.Option(
+        "--labels", help="Add a test of each label, run by run: DeLong's of AUROC, sign flips of accuracy.")] = False,
     cache: CacheOption = None,
     plugin: PluginOption = None,
 ) -> None:
@@ -32,6 +34,9 @@ def compare(
         typer.echo(table(compared, a, b))
         if any(1 in one.pretrain_seeds for one in compared):
             typer.echo("One pre-training seed speaks of this checkpoint, not of the method.")
+    tests = [test for one in compared for test in comparison.label_tests(results, one)] if labels else []
+    if tests:
+        typer.echo(f"\n{label_table(tests)}")
     left_out = [one for one in found if isinstance(one, comparison.LeftOut)]
     if left_out:
         typer.echo("\nnot compared:" if compared else "not compared:")
@@ -48,10 +53,26 @@ def table(compared: list[Comparison], a: str, b: str) -> str:
     adjusted = holm([one.paired.p for one in compared])
     body = [[one.place, one.a.name, f"{one.a.mean:.3f}", f"{one.b.mean:.3f}",
              f"{_difference(one):+.3f}", f"[{one.paired.interval[0]:+.3f}, {one.paired.interval[1]:+.3f}]",
-             f"{p:.3f}" if p >= 0.001 else "<0.001", one.groups, f"{one.a.cells}, {one.b.cells}"]
+             _p(p), one.groups, f"{one.a.cells}, {one.b.cells}"]
             for one, p in zip(compared, adjusted, strict=True)]
     header = ["cell", "metric", a, b, f"{a} - {b}", "95 % interval", "p (Holm)", "groups", "runs"]
     return tabulate(body, headers=header, disable_numparse=True, colalign=("left", "left", *["right"] * 7))
+
+
+def label_table(tests: list[LabelTest]) -> str:
+    """One line a label and run."""
+    from tabulate import tabulate
+
+    from prior_bench.statistics import holm
+
+    adjusted = holm([test.p for test in tests])
+    body = [[test.place, test.seeds, test.metric, test.test, _p(p)] for test, p in zip(tests, adjusted, strict=True)]
+    header = ["cell", "seeds of subset, head, pre-training", "metric", "test", "p (Holm)"]
+    return tabulate(body, headers=header, disable_numparse=True)
+
+
+def _p(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
 def _difference(one: Comparison) -> float:

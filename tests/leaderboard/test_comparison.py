@@ -9,8 +9,9 @@ import pytest
 
 from prior_bench import results
 from prior_bench.errors import UserError
-from prior_bench.leaderboard.comparison import Comparison, LeftOut, compare
+from prior_bench.leaderboard.comparison import Comparison, LeftOut, compare, label_tests
 from prior_bench.leaderboard.rebuild import rebuild
+from prior_bench.paired_tests import delong
 
 ZERO_SHOT = "*_zero-shot_zero-shot_phantom_phantom-5x40_*"
 LINEAR = "*_classification_linear_phantom_findings_0.1_s{}_*"
@@ -38,6 +39,21 @@ def test_the_difference_in_the_same_draws(committed, tmp_path):
     (turned,) = compare(folder, ("random", "prior"), tmp_path / "memo")
     assert turned.paired.difference == pytest.approx(-found.paired.difference)
     assert turned.paired.p == pytest.approx(found.paired.p)
+
+
+def test_each_label_in_each_pair_of_runs(committed, tmp_path):
+    folder = committed(LINEAR.format(0), LINEAR.format(1))
+    (found,) = compare(folder, ("prior", "random"), tmp_path / "memo")
+    tests = list(label_tests(folder, found))
+    assert {test.seeds for test in tests} == {"0, 0, 0", "1, 0, 0"}
+    assert len(tests) == 2 * 8  # labels
+    first = {r.cell.method: results.read_predictions(folder, r).table
+             for r in results.read_results(folder) if r.cell.subset_seed == 0}
+    columns = [first[method]["score_edema"].to_numpy() for method in ("prior", "random")]
+    labels, groups = (first["prior"][name].to_numpy() for name in ("label_edema", "group"))
+    edema = next(test for test in tests if (test.seeds, test.metric) == ("0, 0, 0", "auroc_edema"))
+    assert edema.p == pytest.approx(delong(*columns, labels, groups).p)
+    assert edema.test == "DeLong, clustered"
 
 
 def test_only_common_seeds_are_compared(committed, tmp_path):
