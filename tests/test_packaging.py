@@ -27,10 +27,11 @@ def test_every_folder_with_sources_is_a_package():
 
 
 def test_every_data_file_is_packaged():
+    """All but the pictures of READMEs, which no program reads."""
     patterns = CONFIG["tool"]["setuptools"]["package-data"]["*"]
     for top in SOURCES:
         for file in (ROOT / top).rglob("*"):
-            skipped = file.suffix in {".py", ".pyc"} or not (file.parent / "__init__.py").is_file()
+            skipped = file.suffix in {".py", ".pyc", ".png"} or not (file.parent / "__init__.py").is_file()
             assert file.is_dir() or skipped or any(file.match(pattern) for pattern in patterns), file
 
 
