@@ -12,6 +12,7 @@ import sys
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from prior_bench.errors import UserError, unknown_name
@@ -66,6 +67,17 @@ def package_folder(kind: str, name: str) -> Path | None:
     return origin.parent if package else origin
 
 
+def import_file(name: str, path: Path) -> ModuleType:
+    """The module that a file makes, known from now on under `name`."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 def add_file(path: Path) -> list[str]:
     """Register the plug-in classes that a Python file defines; returns their names."""
     from prior_bench.data.dataset import Dataset
@@ -76,12 +88,7 @@ def add_file(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError("the plug-in file does not exist", where=str(path), fix="give --plugin the path of a .py file")
     name = f"prior_bench_plugin_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
+    module = import_file(name, path)
     added = []
     for value in vars(module).values():
         if not inspect.isclass(value) or value.__module__ != name or inspect.isabstract(value):

@@ -1,4 +1,5 @@
-"""Reads recipe files as plain values: which recipes there are, `extends:`, overrides, and the method's `note:`.
+"""Reads recipe files as plain values: which recipes there are, `extends:`, overrides, and what stands beside them:
+`note:` and `released:`.
 
 Planning uses it without pydantic, and `recipes.load` validates what it returns.
 """
@@ -12,6 +13,8 @@ from typing import Any
 from prior_bench import plugins
 from prior_bench.errors import UserError, unknown_name
 
+_BESIDE = ("note", "released")  # names that no recipe can have
+
 
 def recipe_file(method: str) -> Path:
     """The recipe.yaml of a method: in its folder, or beside its file."""
@@ -23,8 +26,7 @@ def recipe_file(method: str) -> Path:
 
 def read(file: Path) -> dict[str, dict[str, Any]]:
     """All recipes of a file by name, as written."""
-    content = _content(file)
-    content.pop("note", None)
+    content = {name: values for name, values in _content(file).items() if name not in _BESIDE}
     if not all(isinstance(values, dict) for values in content.values()):
         raise UserError("the recipe file holds no recipes", where=str(file), expected="a mapping from name to recipe")
     return content
@@ -33,6 +35,11 @@ def read(file: Path) -> dict[str, dict[str, Any]]:
 def note(file: Path) -> str:
     """What a reader of the method's numbers must know, shown wherever they are; empty for most methods."""
     return str(_content(file).get("note", ""))
+
+
+def released(file: Path) -> dict[str, str]:
+    """Which of the method's recipes loads whole files of which layout: {name in `layouts.LAYOUTS`: recipe}."""
+    return dict(_content(file).get("released", {}))
 
 
 def _content(file: Path) -> dict[str, Any]:

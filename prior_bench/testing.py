@@ -8,7 +8,7 @@ does it from a shell. Images and reports are made up here, so neither data nor n
 from __future__ import annotations
 
 import copy
-import importlib.util
+import importlib
 import inspect
 import math
 import sys
@@ -406,12 +406,7 @@ def _make_importable(name: str, file: str) -> None:
         return
     for end in (i for i, letter in enumerate(name) if letter == "."):
         sys.modules.setdefault(name[:end], types.ModuleType(name[:end]))
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
+    plugins.import_file(name, Path(file))
 
 
 @contextmanager

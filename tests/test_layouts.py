@@ -19,7 +19,8 @@ from prior_bench import plugins, recipes
 from prior_bench.cli import app
 from prior_bench.encoders.image import ImageEncoder, file_coverage
 from prior_bench.errors import UserError
-from prior_bench.recipe_files import recipe_file
+from prior_bench.layouts import LAYOUTS
+from prior_bench.recipe_files import recipe_file, released
 from prior_bench.recipes import ImageEncoderSpec
 from prior_bench.testing import sample_images, sample_texts
 from prior_bench.weights import load_checkpoint, new_method, read_state
@@ -464,3 +465,19 @@ def test_what_convert_refuses(tmp_path):
     for missing in (file, tmp_path / "none.pt"):
         assert convert("--trust", missing, tmp_path / "out.safetensors").exit_code == 2
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_released_files_are_of_known_layouts_and_recipes():
+    known = {layout.name for layout in LAYOUTS}
+    for name in plugins.names("methods"):
+        file = recipe_file(name)
+        assert set(released(file)) <= known
+        assert set(released(file).values()) <= set(recipes.names(file))
+
+
+def test_mgca_with_a_transformer_has_a_recipe_of_its_own(tmp_path):
+    state = prefixed(timm.create_model("test_vit", num_classes=0).state_dict(), "img_encoder_q.model.")
+    file = write(tmp_path / "mgca.ckpt", "state_dict", state)
+    said = CliRunner().invoke(app, ["weights", "inspect", str(file)]).stdout
+    assert "layout: mgca-vit " in said
+    assert "--method mgca --recipe paper-vit --weights FILE loads the image encoder, without text" in said

@@ -25,8 +25,6 @@ _ARCHITECTURES = (("conv1.weight", r"layer\d+\.\d+\.", "ResNet"),  # first kerne
                   ("patch_embed.proj.weight", r"blocks\.\d+\.", "vision transformer"),
                   ("patch_embed.proj.weight", r"layers\.\d+\.blocks\.\d+\.", "Swin transformer"),
                   ("conv1.weight", r"transformer\.resblocks\.\d+\.", "CLIP transformer"))
-_METHODS = {"prior-full": ("prior", "paper"), "gloria": ("gloria", "paper"), "mgca": ("mgca", "paper"),
-            "convirt-benchx": ("convirt", "benchx"), "convirt-edreis": ("convirt", "edreis")}
 _RECIPES = {  # of the reference `encoder`, by layout or else by architecture
     "medklip": "medklip", "ptunifier": "ptunifier", "ResNet": "resnet50", "vision transformer": "vit-base",
     "Swin transformer": "swin-tiny", "CLIP transformer": "clip"}
@@ -76,6 +74,7 @@ def convert(
 
 
 def _describe(file: Path, state: Mapping[str, Tensor]) -> None:
+    from prior_bench import plugins, recipe_files
     from prior_bench.layouts import image_state, recognise, text_state
 
     layout = recognise(state)
@@ -94,11 +93,10 @@ def _describe(file: Path, state: Mapping[str, Tensor]) -> None:
     if layout.name == "ours":
         typer.echo("use: prior-bench run --method NAME --weights FOLDER, the folder that holds the file")
         return
-    if layout.name in _METHODS:
-        method, recipe = _METHODS[layout.name]
-        variant = "-vit" if layout.name == "mgca" and "transformer" in architecture else ""
-        typer.echo(f"use: prior-bench run --method {method} --recipe {recipe}{variant} --weights FILE loads the image "
-                   f"encoder, {'the text encoder and the heads' if text else 'without text'}")
+    for method in plugins.names("methods"):
+        if recipe := recipe_files.released(recipe_files.recipe_file(method)).get(layout.name):
+            typer.echo(f"use: prior-bench run --method {method} --recipe {recipe} --weights FILE loads the image "
+                       f"encoder, {'the text encoder and the heads' if text else 'without text'}")
     _image_alone(layout.name, architecture, state, bool(text))
 
 
