@@ -20,6 +20,7 @@ from prior_bench import figures
 from prior_bench.data.dataset import Dataset, Phrase
 from prior_bench.data.geometry import Geometry
 from prior_bench.data.images import ImageStore
+from prior_bench.engine.pretrain import terms
 from prior_bench.method import Method
 from prior_bench.metrics.pointing import pointing
 from prior_bench.statistics import Bootstrap, group_draws, interval
@@ -71,7 +72,7 @@ def curves(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Of each term: its first step, and the means over the first and the last 2 % of the run."""
     few = max(1, round(_ENDS * len(rows)))
     found = {}
-    for name in figures.terms(rows):
+    for name in terms(rows):
         own = [row for row in rows if name in row]
         found[name] = {"from_step": own[0]["step"], "first": float(np.mean([row[name] for row in own[:few]])),
                        "last": float(np.mean([row[name] for row in own[-few:]]))}

@@ -127,13 +127,13 @@ def obtain(grid: Grid, weights: Weights, precision: Precision, listener: Listene
         method = new_method(kind, recipe, weights.seed, texts)
         coverage = getattr(getattr(method, "image_encoder", None), "coverage", None)  # of a file in image.weights
         return Obtained(method, weights.digest, values, {"coverage": str(coverage)} if coverage else {})
-    from prior_bench.engine.pretrain import pretrain
+    from prior_bench.engine.pretrain import pretrain, read_log, thinned
 
     assert source is not None
     folder = pretrain(weights.method, recipe, source, seed=weights.seed, precision=precision, cache=request.cache,
                       report=lambda phase, share, text: listener.weights(weights, phase, share, text),
                       command=provenance.command())
-    notes = {"pretrain_key": folder.parent.name}
+    notes = {"pretrain_key": folder.parent.name, "losses": thinned(read_log(folder.parent / "log.jsonl"))}
     return Obtained(load_method(folder), weights_digest(folder, request.cache), values, notes)
 
 

@@ -14,14 +14,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-_BESIDE = {"step", "epoch", "stage", "images_per_second"}  # of a log's row: no curve
+from prior_bench.engine.pretrain import terms
+
 _COLUMNS = 3
-
-
-def terms(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    """Names of what has a curve in a log: the weighted total, each term, and last the learning rate."""
-    names = dict.fromkeys(name for row in rows for name in row if name not in _BESIDE)
-    return sorted(names, key=lambda name: name == "lr")
 
 
 def draw_losses(rows: Sequence[Mapping[str, float]], file: Path) -> None:

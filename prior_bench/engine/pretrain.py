@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Report = Callable[[str, float, str], None]  # phase, share done in 0..1, what to show beside it
 
 LIBRARIES = ("torch", "timm", "transformers", "open-clip-torch", "tokenizers", "numpy", "Pillow")
+_BESIDE = {"step", "epoch", "stage", "images_per_second"}  # of a log's row: no curve
 _PACKAGE = Path(__file__).parents[1]
 _SOURCES = ("encoders", "data", "losses.py", "set_similarity.py", "method.py", "recipes.py", "weights.py", "layouts.py",
             "engine/pretrain.py", "engine/training.py", "engine/samples.py", "engine/hooks.py", "engine/processes.py",
@@ -141,3 +142,22 @@ def read_log(file: Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def terms(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    """Names of what has a curve in a log: the weighted total, each term, and last the learning rate."""
+    names = dict.fromkeys(name for row in rows for name in row if name not in _BESIDE)
+    return sorted(names, key=lambda name: name == "lr")
+
+
+def thinned(rows: Sequence[Mapping[str, float]], points: int = 40) -> dict[str, list[list[float]]]:
+    """The curves of a log, short enough to travel with every result: of each term at most `points` pairs of a middle
+    step and the mean around it, in four significant digits."""
+    found: dict[str, list[list[float]]] = {}
+    width = max(1, -(-len(rows) // points))
+    for start in range(0, len(rows), width):
+        part = rows[start : start + width]
+        for name in terms(part):
+            own = [row[name] for row in part if name in row]
+            found.setdefault(name, []).append([part[len(part) // 2]["step"], float(f"{sum(own) / len(own):.4g}")])
+    return found

@@ -24,7 +24,15 @@ from prior_bench import plugins
 from prior_bench.engine import checkpoint, hooks, memory, training
 from prior_bench.engine import pretrain as engine
 from prior_bench.engine.precision import Precision, choose
-from prior_bench.engine.pretrain import check_trainable, finished, pretrain, pretrain_key, read_log, run_folder
+from prior_bench.engine.pretrain import (
+    check_trainable,
+    finished,
+    pretrain,
+    pretrain_key,
+    read_log,
+    run_folder,
+    thinned,
+)
 from prior_bench.engine.samples import Positions, Samples, is_frontal, training_studies
 from prior_bench.errors import UserError
 from prior_bench.recipes import Stage
@@ -523,3 +531,14 @@ def test_memory_is_found_by_trial():
     assert memory.batch_that_fits(100, attempt) == 12
     assert tried == [50, 25, 12]
     assert memory.batch_that_fits(3, attempt) is None
+
+
+def test_a_thinned_log_keeps_the_mean_of_every_part():
+    rows = [{"step": i, "epoch": 0, "stage": 1, "lr": 0.1, "total": float(i)} | ({"late": 2.0} if i >= 60 else {})
+            for i in range(100)]
+    found = thinned(rows, points=10)
+    assert list(found) == ["lr", "total", "late"]
+    assert found["total"] == [[10 * k + 5, 10 * k + 4.5] for k in range(10)]
+    assert found["late"] == [[10 * k + 5, 2.0] for k in range(6, 10)]
+    assert thinned(rows[:3]) == {"lr": [[0, 0.1], [1, 0.1], [2, 0.1]], "total": [[0, 0.0], [1, 1.0], [2, 2.0]]}
+    assert thinned([]) == {}
