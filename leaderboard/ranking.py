@@ -14,7 +14,7 @@ from itertools import combinations
 
 import numpy as np
 
-from prior_bench.leaderboard.tables import Row, Table
+from prior_bench.leaderboard.tables import Heading, Row, Table
 from prior_bench.statistics import Paired, holm, interval, paired
 
 LEVEL = 0.05
@@ -75,6 +75,7 @@ class Standing:
     mean_rank: float
     interval: tuple[float, float] | None
     first: int
+    orders: tuple[float, ...]  # its place in each cell, of which `mean_rank` is the mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class Overview:
     cells: int
     all_cells: int
     standings: list[Standing]
+    places: tuple[tuple[Heading, float | None], ...]  # the cells, in the order of each standing's `orders`
 
 
 def overviews(tables: Sequence[Table]) -> list[Overview]:
@@ -112,7 +114,7 @@ def _overview(profile: str, track: str, tables: Sequence[Table]) -> Overview | N
     rows = sorted({row for table in tables for row in table.tracks[track] if not row.reference})
     if len(rows) < 2:
         return None
-    orders, draws, placed = [], [], []
+    orders, draws, placed, places = [], [], [], []
     all_cells = 0
     for table in tables:
         given = ranks(compared(table))
@@ -120,6 +122,7 @@ def _overview(profile: str, track: str, tables: Sequence[Table]) -> Overview | N
             values = _values(table, rows, fraction)
             all_cells += any(table.entry(row, fraction) is not None for row in rows)
             if values is not None:
+                places.append((table.heading, fraction))
                 orders.append(_order(values[0]))
                 draws.append(_order(values[1]))
                 placed.append([given.get((row, fraction)) == 1 for row in rows])
@@ -127,11 +130,11 @@ def _overview(profile: str, track: str, tables: Sequence[Table]) -> Overview | N
         return None
     replicates = np.mean(draws, axis=0)  # (rows, draws)
     first = np.sum(placed, axis=0)
-    standings = [Standing(row, float(mean), interval(draw), int(count))
-                 for row, mean, draw, count in zip(rows, np.mean(orders, axis=0), replicates, first, strict=True)]
+    standings = [Standing(row, float(np.mean(order)), interval(draw), int(count), tuple(map(float, order)))
+                 for row, order, draw, count in zip(rows, np.transpose(orders), replicates, first, strict=True)]
     versions = {table.heading.task: table.heading.version for table in tables}
     return Overview(profile, versions, track, len(orders), all_cells,
-                    sorted(standings, key=lambda s: (s.mean_rank, s.row)))
+                    sorted(standings, key=lambda s: (s.mean_rank, s.row)), tuple(places))
 
 
 def _values(table: Table, rows: Sequence[Row], fraction: float | None) -> tuple[np.ndarray, np.ndarray] | None:

@@ -47,7 +47,7 @@ def _table(table: Table) -> dict[str, Any]:
     about = {} if main is None else {"main_metric": main.name, "higher_is_better": main.higher_is_better,
                                      "range": list(main.range), "counts": main.counts}
     return _heading(table) | about | {"records": list(_records(table, comparisons)),
-                                      "comparisons": [_comparison(c) for c in comparisons]}
+                                      "comparisons": [comparison_record(c) for c in comparisons]}
 
 
 def _heading(table: Table) -> dict[str, Any]:
@@ -66,13 +66,14 @@ def _records(table: Table, comparisons: Sequence[Comparison]) -> Iterator[dict[s
         for fraction in sorted(table.entries[row], key=lambda f: -1.0 if f is None else f):
             first = dict.fromkeys(COLUMNS[len(_heading(table)):]) | {
                 "fraction": fraction, **_row(row), "reference": int(row.reference), "note": row.note}
-            for record in _metrics(table.entries[row][fraction]):
+            for record in metric_records(table.entries[row][fraction]):
                 if main is not None and record["metric"] == main.name:
                     record["rank"] = given.get((row, fraction))
                 yield first | record
 
 
-def _metrics(entry: Entry) -> Iterator[dict[str, Any]]:
+def metric_records(entry: Entry) -> Iterator[dict[str, Any]]:
+    """What is known of each metric of an entry, or why it has none."""
     if not entry.rebuilt:
         yield {"metric": None, "status": "not applicable", "runs": len(entry.not_applicable),
                "reason": "; ".join(sorted(set(entry.not_applicable)))}
@@ -87,7 +88,8 @@ def _metrics(entry: Entry) -> Iterator[dict[str, Any]]:
                "interval_high": _rounded(high), "pretrain_seeds": seeds, "runs": s.cells, "reason": s.reason}
 
 
-def _comparison(c: Comparison) -> dict[str, Any]:
+def comparison_record(c: Comparison) -> dict[str, Any]:
+    """A paired comparison, without its table."""
     better = None if c.better is None else "a" if c.better == c.a else "b"
     return {"fraction": c.fraction, "a": _row(c.a), "b": _row(c.b), "difference": _rounded(c.paired.difference),
             "standard_error": _rounded(c.paired.error), "interval": [_rounded(v) for v in c.paired.interval],
