@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prior_bench.leaderboard import published
+from prior_bench.leaderboard import page, published
 from prior_bench.leaderboard.latex import latex
 from prior_bench.leaderboard.markdown import markdown
 from prior_bench.leaderboard.records import as_json, comma_separated
@@ -16,8 +16,8 @@ MARKDOWN, CSV, JSON, LATEX = "LEADERBOARD.md", "leaderboard.csv", LEADERBOARD_JS
 FILES = (CSV, JSON, LATEX, MARKDOWN)
 
 
-def write(folder: Path, output: Path, memo: Path, with_published: bool = False) -> list[str]:
-    """Write all files into `output` from the results in `folder`; returns warnings.
+def write(folder: Path, output: Path, memo: Path, with_published: bool = False, html: Path | None = None) -> list[str]:
+    """Write all files into `output` from the results in `folder`, and the page into `html`; returns warnings.
 
     Args:
         memo: where rebuilt numbers are remembered by content.
@@ -30,4 +30,6 @@ def write(folder: Path, output: Path, memo: Path, with_published: bool = False) 
     output.mkdir(parents=True, exist_ok=True)
     for name, text in zip(FILES, texts, strict=True):
         write_text(output / name, text)
+    if html is not None:
+        page.write(found, html, printed)
     return found.warnings + [f"published numbers: {published.WARNING}"] * with_published

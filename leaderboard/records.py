@@ -82,30 +82,30 @@ def metric_records(entry: Entry) -> Iterator[dict[str, Any]]:
     for name in dict.fromkeys(name for r in entry.rebuilt for name in r.metrics):
         s = entry.metric(name)
         low, high = s.interval if s.interval is not None else (None, None)
-        yield {"metric": name, "status": "undefined" if s.mean is None else "done", "mean": _rounded(s.mean),
-               "subset_deviation": _rounded(s.subset_deviation), "head_deviation": _rounded(s.head_deviation),
-               "pretrain_deviation": _rounded(s.pretrain_deviation), "interval_low": _rounded(low),
-               "interval_high": _rounded(high), "pretrain_seeds": seeds, "runs": s.cells, "reason": s.reason}
+        yield {"metric": name, "status": "undefined" if s.mean is None else "done", "mean": rounded(s.mean),
+               "subset_deviation": rounded(s.subset_deviation), "head_deviation": rounded(s.head_deviation),
+               "pretrain_deviation": rounded(s.pretrain_deviation), "interval_low": rounded(low),
+               "interval_high": rounded(high), "pretrain_seeds": seeds, "runs": s.cells, "reason": s.reason}
 
 
 def comparison_record(c: Comparison) -> dict[str, Any]:
     """A paired comparison, without its table."""
     better = None if c.better is None else "a" if c.better == c.a else "b"
-    return {"fraction": c.fraction, "a": _row(c.a), "b": _row(c.b), "difference": _rounded(c.paired.difference),
-            "standard_error": _rounded(c.paired.error), "interval": [_rounded(v) for v in c.paired.interval],
-            "p": _rounded(c.paired.p), "p_holm": _rounded(c.p_holm), "better": better,
-            "detectable": _rounded(c.paired.detectable)}
+    return {"fraction": c.fraction, "a": _row(c.a), "b": _row(c.b), "difference": rounded(c.paired.difference),
+            "standard_error": rounded(c.paired.error), "interval": [rounded(v) for v in c.paired.interval],
+            "p": rounded(c.paired.p), "p_holm": rounded(c.p_holm), "better": better,
+            "detectable": rounded(c.paired.detectable)}
 
 
 def _overview(one: Overview) -> dict[str, Any]:
-    standings = [_row(s.row) | {"mean_rank": _rounded(s.mean_rank), "best_or_tied": s.first,
-                                "interval": None if s.interval is None else [_rounded(v) for v in s.interval]}
+    standings = [_row(s.row) | {"mean_rank": rounded(s.mean_rank), "best_or_tied": s.first,
+                                "interval": None if s.interval is None else [rounded(v) for v in s.interval]}
                  for s in one.standings]
     return {"profile": one.profile, "protocol_versions": one.versions, "track": one.track, "cells": one.cells,
             "all_cells": one.all_cells, "methods": standings}
 
 
-def _rounded(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
     """Six significant digits: what differs beyond them is the machine's arithmetic."""
     return None if value is None else float(f"{value:.6g}")
 

@@ -18,6 +18,8 @@ def leaderboard(
     from_: Annotated[list[Path] | None, typer.Option(
         "--from", help="An archive of `prior-bench submit` to verify and add first; may be repeated.",
         show_default=False)] = None,
+    html: Annotated[Path | None, typer.Option(
+        help="Write a page too, a static site that opens from disk, into this folder.", show_default=False)] = None,
     published: Annotated[bool, typer.Option(
         "--published", help="Add the numbers that papers print, apart from the results and never ranked.")] = False,
     cache: CacheOption = None,
@@ -36,6 +38,9 @@ def leaderboard(
     folder = output or results
     if results.is_dir():  # else reading it says what is wrong with it
         check_writable(folder, 1 << 20, "--output")
-    for warning in files.write(results, folder, cache_folder(cache) / "leaderboard", published):
+        if html is not None:
+            check_writable(html, 32 << 20, "--html")
+    for warning in files.write(results, folder, cache_folder(cache) / "leaderboard", published, html):
         typer.echo(f"warning: {warning}", err=True)
-    typer.echo(f"wrote {', '.join(str(folder / name) for name in files.FILES)}")
+    written = [folder / name for name in files.FILES] + ([html / "index.html"] if html is not None else [])
+    typer.echo(f"wrote {', '.join(map(str, written))}")
