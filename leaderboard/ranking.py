@@ -8,7 +8,7 @@ compared with, never ranked.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -83,7 +83,8 @@ class Overview:
     """The methods of one track under one profile, over the `cells` (of `all_cells`) in which all of them have a value.
 
     The mean rank is that of the order of the means in each cell, 1 for the best, ties shared (as Demsar 2006 averages
-    ranks); its interval orders them anew in each draw.
+    ranks); its interval orders them anew in each draw. `ties` are the longest runs of neighbours of which no two differ
+    significantly in mean rank (paired in the same draws, Holm over the pairs): the bars of a critical-difference plot.
     """
 
     profile: str
@@ -92,7 +93,8 @@ class Overview:
     cells: int
     all_cells: int
     standings: list[Standing]
-    places: tuple[tuple[Heading, float | None], ...]  # the cells, in the order of each standing's `orders`
+    places: list[tuple[Heading, float | None]]  # the cells, in the order of each standing's `orders`
+    ties: list[tuple[Row, ...]]
 
 
 def overviews(tables: Sequence[Table]) -> list[Overview]:
@@ -132,9 +134,26 @@ def _overview(profile: str, track: str, tables: Sequence[Table]) -> Overview | N
     first = np.sum(placed, axis=0)
     standings = [Standing(row, float(np.mean(order)), interval(draw), int(count), tuple(map(float, order)))
                  for row, order, draw, count in zip(rows, np.transpose(orders), replicates, first, strict=True)]
+    standings.sort(key=lambda s: (s.mean_rank, s.row))
     versions = {table.heading.task: table.heading.version for table in tables}
-    return Overview(profile, versions, track, len(orders), all_cells,
-                    sorted(standings, key=lambda s: (s.mean_rank, s.row)), tuple(places))
+    ties = _ties([s.row for s in standings], dict(zip(rows, replicates, strict=True)))
+    return Overview(profile, versions, track, len(orders), all_cells, standings, places, ties)
+
+
+def _ties(rows: Sequence[Row], replicates: Mapping[Row, np.ndarray]) -> list[tuple[Row, ...]]:
+    """The longest runs of two rows or more of which no two differ; a pair that cannot be compared does not differ."""
+    pairs = {pair: found for pair in combinations(rows, 2)
+             if (found := paired(replicates[pair[0]], replicates[pair[1]])) is not None}
+    adjusted = holm([found.p for found in pairs.values()])
+    differing = {pair for pair, p in zip(pairs, adjusted, strict=True) if p < LEVEL}
+    runs: list[tuple[Row, ...]] = []
+    for start in range(len(rows)):
+        stop = start + 1
+        while stop < len(rows) and not any((row, rows[stop]) in differing for row in rows[start:stop]):
+            stop += 1
+        if stop - start > 1 and (not runs or rows[stop - 1] != runs[-1][-1]):
+            runs.append(tuple(rows[start:stop]))
+    return runs
 
 
 def _values(table: Table, rows: Sequence[Row], fraction: float | None) -> tuple[np.ndarray, np.ndarray] | None:
