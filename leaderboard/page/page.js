@@ -91,7 +91,7 @@
       this.view = 0;
       this.select?.addEventListener("change", () => {
         this.show(Number(this.select.value));
-        applyFilters();
+        changed();
       });
     }
 

@@ -213,14 +213,14 @@ def _groups(section: Section) -> list[Group]:
 def _views(table: Table) -> list[View]:
     main = table.main
     if main is None:
-        return [View("status", sheets.about(None), _header(table, "status"), True,
+        return [View("status", _plain(sheets.about(None)), _header(table, "status"), True,
                      {row: [_number(table, row, f, "") for f in table.fractions] for row in table.entries})]
     others = sheets.other_metrics(table, main.name)
-    first = _metric_view(table, main.name, main.higher_is_better, sheets.about(main), others)
+    first = _metric_view(table, main.name, main.higher_is_better, _plain(sheets.about(main)), others)
     found = [first, _differences(table, main.higher_is_better), _variations(table)]
     for metric in {m.name: m for one in table.all_rebuilt() for m in one.metrics.values()}.values():
         if metric.name != main.name:
-            found.append(_metric_view(table, metric.name, metric.higher_is_better, sheets.about(metric)))
+            found.append(_metric_view(table, metric.name, metric.higher_is_better, _plain(sheets.about(metric))))
     return [view for view in found if view is first or any(n is not None for row in view.numbers.values() for n in row)]
 
 
@@ -263,7 +263,7 @@ def _differences(table: Table, higher: bool) -> View:
         shown = sheets.signed(found)
         return Number(shown.text, shown.interval, shown.after, sort=rounded(found.difference))
 
-    return View("difference to random", sheets.DIFFERENCE.replace("`", ""), _header(table, "difference"), higher,
+    return View("difference to random", _plain(sheets.DIFFERENCE), _header(table, "difference"), higher,
                 _by_row(table, number))
 
 
@@ -304,6 +304,10 @@ class _Scale:
 
 
 # ------------------------------------------------------------------------------------------- small things
+
+
+def _plain(markdown: str) -> str:
+    return markdown.replace("`", "")
 
 
 def _choices(tables: Iterable[Table]) -> dict[str, dict[str, str]]:
