@@ -13,7 +13,7 @@ import numpy as np
 Curve = tuple[np.ndarray, np.ndarray]
 
 TOLERANCE, POINTS = 0.003, 100  # half a pixel of a plot of 170 px; and no more points than this
-_LONG = 1000  # points; longer curves are thinned before they are averaged, far below what anybody sees
+_LONG = 1000  # points; a longer curve is thinned, far below what anybody sees, before it meets others
 _FINE = 2e-4
 
 
@@ -41,7 +41,7 @@ def mean_curve(curves: Sequence[Curve], weights: Sequence[float] | None = None) 
     share = share / share.sum()
     x = np.unique(np.concatenate([curve[0] for curve in curves]))
     y = sum(w * _both_sides(curve, x) for w, curve in zip(share, curves, strict=True))
-    return _bounded((np.repeat(x, 2), np.asarray(y).reshape(-1)))
+    return np.repeat(x, 2), np.asarray(y).reshape(-1)
 
 
 def thinned(curve: Curve, tolerance: float = TOLERANCE, most: int = POINTS) -> Curve:
@@ -63,8 +63,9 @@ def _farthest(points: np.ndarray, start: int, stop: int) -> tuple[float, int, in
     if stop - start < 2:
         return 0.0, start, start, stop
     between, chord = points[start + 1 : stop] - points[start], points[stop] - points[start]
-    along = np.clip(between @ chord / max(float(chord @ chord), 1e-300), 0, 1)
-    distance = np.hypot(*(between - along[:, None] * chord).T)
+    along = np.minimum(np.maximum(between @ chord / max(float(chord @ chord), 1e-300), 0), 1)
+    away = between - along[:, None] * chord
+    distance = np.hypot(away[:, 0], away[:, 1])
     found = int(distance.argmax())
     return -float(distance[found]), start + 1 + found, start, stop
 
