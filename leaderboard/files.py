@@ -23,6 +23,8 @@ def write(folder: Path, output: Path, memo: Path, with_published: bool = False, 
         memo: where rebuilt numbers are remembered by content.
         with_published: add what papers print, apart from the results.
     """
+    if html is not None:
+        page.check(html)
     found = known(folder, memo)
     printed = published.read() if with_published else []
     shown = [*sheets(found), *published.sheets(printed)]
@@ -31,5 +33,5 @@ def write(folder: Path, output: Path, memo: Path, with_published: bool = False, 
     for name, text in zip(FILES, texts, strict=True):
         write_text(output / name, text)
     if html is not None:
-        page.write(found, html, printed)
+        page.write(found, folder, html, printed)
     return found.warnings + [f"published numbers: {published.WARNING}"] * with_published

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from html import unescape
 from importlib.resources import files as resources
 from itertools import groupby
 from pathlib import Path
@@ -19,8 +20,9 @@ import prior_bench
 from prior_bench.errors import UserError
 from prior_bench.leaderboard import published as published_numbers
 from prior_bench.leaderboard import sheets
-from prior_bench.leaderboard.page import provenance, view
+from prior_bench.leaderboard.page import plots, provenance, view
 from prior_bench.leaderboard.published import Published
+from prior_bench.leaderboard.styles import styles
 from prior_bench.leaderboard.tables import Known
 from prior_bench.results import write_text
 
@@ -30,27 +32,34 @@ OWN_FILES = ("page.css", "page.js")
 MARK = '<meta name="generator" content="prior-bench'
 
 
-def write(known: Known, output: Path, printed: Sequence[Published] = ()) -> None:
+def write(known: Known, folder: Path, output: Path, printed: Sequence[Published] = ()) -> None:
     """Write the site into `output`, in place of an earlier one.
 
     Args:
+        folder: the results that the tables are of; the plots read their predictions.
         printed: what papers print, shown apart and never ranked.
     """
-    page = view.page(known)
-    _clear(output)
-    for folder in (ASSETS, DATA):
-        (output / folder).mkdir(parents=True)
+    figures = plots.figures(known, folder)
+    page = view.page(known, figures)
+    html = _html(page, known, printed)
+    check(output)
+    for name in (ASSETS, DATA):
+        shutil.rmtree(output / name, ignore_errors=True)
+    for name in (ASSETS, f"{DATA}/plots"):
+        (output / name).mkdir(parents=True)
+    write_text(output / INDEX, html)  # first: it marks the folder as ours, should this be killed
     for name in OWN_FILES:
         write_text(output / ASSETS / name, (resources(__package__) / name).read_text(encoding="utf-8"))
     shutil.copyfile(plotly_script(), output / ASSETS / "plotly.min.js")
     for section in page.sections:
         _write_data(output, section.id, provenance.of_section(section))
+    for plot in figures:
+        _write_data(output, f"plots/{plot.id}", plot.figure)
     _write_data(output, "page", {
         "views": {section.id: _views(section) for section in page.sections},
         "overviews": {one.id: provenance.of_overview(one) for one in page.overviews},
         "published": [provenance.of_published(number) for number in printed],
     })
-    write_text(output / INDEX, _html(page, known, printed))
 
 
 def plotly_script() -> Path:
@@ -58,17 +67,14 @@ def plotly_script() -> Path:
     return Path(str(resources("plotly") / "package_data" / "plotly.min.js"))
 
 
-def _clear(output: Path) -> None:
-    """Take an earlier site away, so that nothing of it stays; a folder with other files is left alone."""
+def check(output: Path) -> None:
+    """A page replaces an earlier one and nothing else: a folder with other files is a UserError."""
     index = output / INDEX
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not index.is_file() or MARK not in index.read_text(encoding="utf-8", errors="replace")[:2000]:
         raise UserError("the folder for the page holds other files", where=str(output),
                         expected="an empty or new folder, or one that holds an earlier page", fix="give another --html")
-    index.unlink()
-    for folder in (ASSETS, DATA):
-        shutil.rmtree(output / folder, ignore_errors=True)
 
 
 def _html(page: view.Page, known: Known, printed: Sequence[Published]) -> str:
@@ -76,9 +82,10 @@ def _html(page: view.Page, known: Known, printed: Sequence[Published]) -> str:
 
     environment = jinja2.Environment(loader=jinja2.PackageLoader(__package__, "."), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    environment.filters["unescape"] = unescape  # Plotly's texts are HTML
     return environment.get_template(INDEX).render(
         page=page, notes=known.notes, introduction=sheets.INTRODUCTION, version=prior_bench.__version__,
-        published=_published(printed), warning=published_numbers.WARNING, not_run=sheets.NOT_RUN)
+        published=_published(printed), styles=styles(known), warning=published_numbers.WARNING, not_run=sheets.NOT_RUN)
 
 
 def _views(section: view.Section) -> list[dict[str, Any]]:

@@ -184,7 +184,7 @@
       }
     }
     for (const item of all("figure[data-task]")) {
-      item.hidden = ["task", "dataset", "profile"].some((name) => !passes(wanted[name], item.dataset[name] || undefined));
+      item.hidden = ["task", "dataset", "profile", "track"].some((name) => !passes(wanted[name], item.dataset[name] || undefined));
     }
     for (const link of all("nav a")) {
       link.parentElement.hidden = document.getElementById(link.hash.slice(1))?.hidden ?? false;
@@ -377,6 +377,65 @@
     if (button === null) return;
     const explain = button.dataset.overview ? explainRank : button.dataset.published ? explainPublished : explainNumber;
     Promise.resolve(explain(button)).catch((error) => open("Provenance", make("p", { class: "warning" }, error.message)));
+  });
+
+  // -------------------------------------------------------------------------------------------- plots
+
+  const drawn = new Map(); // figure to the element that Plotly draws in
+
+  const colours = () => {
+    const style = getComputedStyle(document.body);
+    const surface = getComputedStyle(document.querySelector("figure")).backgroundColor;
+    return { "font.color": style.color, "hoverlabel.bgcolor": surface, "hoverlabel.font.color": style.color };
+  };
+
+  /** Which traces the filters leave; one that belongs to no method stays. */
+  function visibility(traces) {
+    const methods = chosen("method");
+    return traces.map(({ meta }) => meta === undefined ||
+      (passes(methods, meta.method) && (form.elements.references.checked || !meta.reference)));
+  }
+
+  async function draw(figure) {
+    const [, { data: traces, layout }] = await Promise.all([run("assets/plotly.min.js"), load(`plots/${figure.id}`)]);
+    const { updatemenus, ...rest } = layout;
+    const place = figure.querySelector(".drawing");
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    await Plotly.newPlot(place, traces, {
+      ...rest, margin: { ...rest.margin, t: 20 }, paper_bgcolor: "transparent", plot_bgcolor: "transparent",
+      font: { family: getComputedStyle(document.body).fontFamily, size: 12 }, transition: { duration: still ? 0 : 150 } },
+    { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
+    drawn.set(figure, place);
+    await Plotly.relayout(place, colours());
+    await Plotly.restyle(place, { visible: visibility(traces) });
+    const select = figure.querySelector("select.panel");
+    const show = () => Plotly.update(place, ...structuredClone(updatemenus[0].buttons[Number(select.value)].args));
+    select?.addEventListener("change", show);
+    if (select && select.value !== "0") await show();
+  }
+
+  const drawer = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (!isIntersecting) continue;
+      drawer.unobserve(target);
+      draw(target).catch((error) => target.querySelector(".drawing").replaceChildren(make("p", { class: "warning" }, error.message)));
+    }
+  }, { rootMargin: "400px 0px" });
+  all("figure.plot").forEach((figure) => drawer.observe(figure));
+
+  function filterPlots() {
+    for (const place of drawn.values()) Plotly.restyle(place, { visible: visibility(place.data) });
+  }
+  form.addEventListener("change", filterPlots);
+  form.addEventListener("reset", () => setTimeout(filterPlots));
+  document.addEventListener("themed", () => {
+    for (const place of drawn.values()) Plotly.relayout(place, colours());
+  });
+  document.addEventListener("change", ({ target }) => {
+    if (!target.matches(".kinds input")) return;
+    const section = target.closest("section");
+    for (const figures of all(".figures", section)) figures.hidden = figures.dataset.kind !== target.value;
+    for (const figure of all(".figures:not([hidden]) figure", section)) if (drawn.has(figure)) Plotly.Plots.resize(drawn.get(figure));
   });
 
   // -------------------------------------------------------------------------------------------- theme

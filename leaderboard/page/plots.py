@@ -43,6 +43,8 @@ class Plot:
     target: str
     mode: str
     profile: str
+    version: int
+    track: str
 
 
 def figures(known: Known, folder: Path) -> list[Plot]:
@@ -87,7 +89,7 @@ def _ranks(overview: Overview, looks: Mapping[str, Style]) -> Plot:
                "significantly in mean rank (paired in the same draws, two-sided 5 %, Holm over the pairs).")
     return Plot(_id("ranks", overview.profile, overview.track), "ranks", f"Mean ranks, track {overview.track}", caption,
                 f"Mean ranks in track {overview.track}: {standing}. Not told apart: {ties}.",
-                {"data": traces, "layout": layout}, "", "", "", "", overview.profile)
+                {"data": traces, "layout": layout}, "", "", "", "", overview.profile, 0, overview.track)
 
 
 # ----------------------------------------------------------------------------------------------- charts
@@ -102,7 +104,8 @@ def _plot(chart: Chart, looks: Mapping[str, Style]) -> Plot:
     h = h or Heading(dataset, "", "", "", "", 0)
     key = (chart.group, h.dataset, h.task, h.target, h.mode, h.profile, str(h.version), track)
     return Plot(_id(*key), group, f"{_TITLES[chart.group]}: {place}", _CAPTIONS[chart.group].format(base=chart.base),
-                _alt(chart, place, about.names), _figure(chart, about), dataset, h.task, h.target, h.mode, h.profile)
+                _alt(chart, place, about.names), _figure(chart, about), dataset, h.task, h.target, h.mode, h.profile,
+                h.version, track)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +164,7 @@ def _curve(chart: Chart, line: Line | None, row: Row, n: int, looks: _Looks) -> 
     points = chart.group in {"data efficiency", "reliability"}
     trace: Trace = {
         "type": "scatter", "mode": "lines+markers" if points else "lines", "opacity": looks.shades[row],
-        "legendgroup": _text(row.label), "line": {"color": look.colour, "dash": look.dash, "width": 2},
+        "legendgroup": _text(row.label), "meta": _meta(row), "line": {"color": look.colour, "dash": look.dash, "width": 2},
         "marker": {"color": look.colour, "symbol": look.marker, "size": 8},
         "hovertemplate": f"{_text(name)}<br>{_HOVERS[chart.group]}<br>%{{text}}<extra></extra>"}
     if line is None:
@@ -176,7 +179,7 @@ def _curve(chart: Chart, line: Line | None, row: Row, n: int, looks: _Looks) -> 
 
 def _bars(chart: Chart, line: Line | None, row: Row, looks: _Looks) -> Trace:
     look, name = looks.of(row), looks.names[row]
-    trace: Trace = {"type": "bar", "name": _text(name), "legendgroup": _text(row.label), "base": chart.base,
+    trace: Trace = {"type": "bar", "name": _text(name), "legendgroup": _text(row.label), "meta": _meta(row), "base": chart.base,
                     "opacity": looks.shades[row],
                     "marker": {"color": look.colour, "pattern": {"shape": look.hatch, "size": 5, "solidity": 0.25}},
                     "hovertemplate": f"{_text(name)}<br>%{{x}}: %{{text}}<extra></extra>", "textposition": "none"}
@@ -190,7 +193,7 @@ def _band(line: Line | None, row: Row, looks: _Looks) -> Trace:
     """The interval of a curve."""
     look = looks.of(row)
     trace: Trace = {"type": "scatter", "mode": "lines", "fill": "toself", "fillcolor": _faded(look.colour, BAND),
-                    "line": {"width": 0, "color": look.colour}, "legendgroup": _text(row.label), "hoverinfo": "skip",
+                    "line": {"width": 0, "color": look.colour}, "legendgroup": _text(row.label), "meta": _meta(row), "hoverinfo": "skip",
                     "showlegend": False}
     whole = [] if line is None else [k for k, low in enumerate(line.low) if not math.isnan(low)]
     if line is None or not whole:
@@ -310,6 +313,11 @@ def _error(y: Iterable[float], low: Iterable[float], high: Iterable[float], colo
 
 def _short(value: float) -> float:
     return float(f"{value:.4g}")
+
+
+def _meta(row: Row) -> dict[str, Any]:
+    """What the page's filters ask of a trace."""
+    return {"method": row.method, "reference": row.reference}
 
 
 def _faded(colour: str, opacity: float) -> str:

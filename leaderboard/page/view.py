@@ -8,11 +8,13 @@ them in its place.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from prior_bench.leaderboard import sheets
+from prior_bench.leaderboard.page.plots import Plot
 from prior_bench.leaderboard.ranking import Comparison, Overview, compared, overviews, ranks
 from prior_bench.leaderboard.records import rounded
 from prior_bench.leaderboard.tables import Heading, Known, Row, Summary, Table
@@ -88,6 +90,7 @@ class Section:
     marks: list[str]
     rows: list[Row] = field(default_factory=list)  # in the order of the page's data
     best_first: int = 0  # the number that the table is sorted by at first
+    plots: dict[str, list[Plot]] = field(default_factory=dict)  # by what they show
 
     @property
     def heading(self) -> Heading:
@@ -119,29 +122,41 @@ class OverviewSection:
     overview: Overview
     caption: str
     marks: list[str]
+    plots: list[Plot]
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
     overviews: list[OverviewSection]
     sections: list[Section]
+    training: list[Plot]  # of pre-training, which belongs to no table
     choices: dict[str, dict[str, str]]  # the filters: name to value to label
     versions: dict[str, list[int]]  # protocol versions by task
     cells: int
 
 
-def page(known: Known) -> Page:
+def page(known: Known, plots: Sequence[Plot]) -> Page:
     """All sections, with ids that are the same for the same headings."""
-    names = _Names()
+    names = _Names(plot.id for plot in plots)
+    placed: dict[tuple[object, ...], list[Plot]] = defaultdict(list)
+    for plot in plots:
+        placed[plot.dataset, plot.task, plot.target, plot.mode, plot.profile, plot.version].append(plot)
     summaries = [OverviewSection(names.new(f"overview-{one.track}-{one.profile}"), one, sheets.overview_caption(one),
-                                 sheets.marks(s.row for s in one.standings)) for one in overviews(known.tables)]
+                                 sheets.marks(s.row for s in one.standings),
+                                 [p for p in plots if (p.group, p.profile, p.track) == ("ranks", one.profile, one.track)])
+                 for one in overviews(known.tables)]
     sections = [_section(table, names) for table in known.tables]
+    for section in sections:
+        h = section.heading
+        for plot in placed[h.dataset, h.task, h.target, h.mode, h.profile, h.version]:
+            section.plots.setdefault(plot.group, []).append(plot)
     versions: dict[str, set[int]] = {}
     for table in known.tables:
         versions.setdefault(table.heading.task, set()).add(table.heading.version)
     cells = sum(len(e.rebuilt) + len(e.not_applicable) for t in known.tables for row in t.entries.values()
                 for e in row.values())
-    return Page(summaries, sections, _choices(known.tables),
+    training = [plot for plot in plots if plot.group != "ranks" and not plot.task]
+    return Page(summaries, sections, training, _choices(known.tables),
                 {task: sorted(found) for task, found in sorted(versions.items())}, cells)
 
 
@@ -332,8 +347,8 @@ def _choices(tables: Iterable[Table]) -> dict[str, dict[str, str]]:
 class _Names:
     """Ids from words: letters, digits and hyphens; where two would be alike the later one has a number."""
 
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
+    def __init__(self, taken: Iterable[str]) -> None:
+        self._taken = set(taken)
 
     def new(self, words: str) -> str:
         base = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
