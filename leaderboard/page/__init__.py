@@ -29,6 +29,7 @@ from prior_bench.results import write_text
 INDEX = "index.html"
 ASSETS, DATA = "assets", "data"
 OWN_FILES = ("page.css", "page.js")
+WIDE = ("labels", "roc", "precision-recall", "reliability")  # plots that need the whole width
 MARK = '<meta name="generator" content="prior-bench'
 
 
@@ -85,7 +86,8 @@ def _html(page: view.Page, known: Known, printed: Sequence[Published]) -> str:
     environment.filters["unescape"] = unescape  # Plotly's texts are HTML
     return environment.get_template(INDEX).render(
         page=page, notes=known.notes, introduction=sheets.INTRODUCTION, version=prior_bench.__version__,
-        published=_published(printed), styles=styles(known), warning=published_numbers.WARNING, not_run=sheets.NOT_RUN)
+        published=_published(printed), styles=styles(known), wide=WIDE,
+        warning=published_numbers.WARNING, not_run=sheets.NOT_RUN)
 
 
 def _views(section: view.Section) -> list[dict[str, Any]]:

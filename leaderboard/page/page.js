@@ -386,7 +386,8 @@
   const colours = () => {
     const style = getComputedStyle(document.body);
     const surface = getComputedStyle(document.querySelector("figure")).backgroundColor;
-    return { "font.color": style.color, "hoverlabel.bgcolor": surface, "hoverlabel.font.color": style.color };
+    return { "font.color": style.color, "hoverlabel.bgcolor": surface, "hoverlabel.font.color": style.color, "modebar.bgcolor": "transparent",
+      "modebar.color": style.color, "modebar.activecolor": style.color };
   };
 
   /** Which traces the filters leave; one that belongs to no method stays. */
@@ -396,13 +397,25 @@
       (passes(methods, meta.method) && (form.elements.references.checked || !meta.reference)));
   }
 
+  /** The legend right of a wide plot, and below a narrow one, which grows by it. */
+  function withLegend(layout, traces, width) {
+    const { legend, ...rest } = layout;
+    const names = traces.filter((one) => one.showlegend !== false).map((one) => one.name ?? "");
+    if (width >= 640) return { ...rest, height: 400, legend: { x: 1.02, y: 1, yanchor: "top" } };
+    const columns = Math.max(1, Math.floor(width / (60 + 6.5 * Math.max(...names.map((name) => name.length)))));
+    const below = names.length ? 12 + 21 * Math.ceil(names.length / columns) : 0;
+    return { ...rest, height: layout.height - 60 + below, margin: { ...rest.margin, b: rest.margin.b + below },
+      legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom" } };
+  }
+
   async function draw(figure) {
     const [, { data: traces, layout }] = await Promise.all([run("assets/plotly.min.js"), load(`plots/${figure.id}`)]);
     const { updatemenus, ...rest } = layout;
     const place = figure.querySelector(".drawing");
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const margin = { ...rest.margin, t: 28 };
     await Plotly.newPlot(place, traces, {
-      ...rest, margin: { ...rest.margin, t: 20 }, paper_bgcolor: "transparent", plot_bgcolor: "transparent",
+      ...withLegend({ ...rest, margin }, traces, place.clientWidth), paper_bgcolor: "transparent", plot_bgcolor: "transparent",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12 }, transition: { duration: still ? 0 : 150 } },
     { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
     drawn.set(figure, place);

@@ -181,7 +181,8 @@ def _bars(chart: Chart, line: Line | None, row: Row, looks: _Looks) -> Trace:
     look, name = looks.of(row), looks.names[row]
     trace: Trace = {"type": "bar", "name": _text(name), "legendgroup": _text(row.label), "meta": _meta(row), "base": chart.base,
                     "opacity": looks.shades[row],
-                    "marker": {"color": look.colour, "pattern": {"shape": look.hatch, "size": 5, "solidity": 0.25}},
+                    "marker": {"color": look.colour, "pattern": {"shape": look.hatch, "size": 5, "solidity": 0.25, "fillmode": "overlay",
+                                                                 "fgopacity": 0.6}},
                     "hovertemplate": f"{_text(name)}<br>%{{x}}: %{{text}}<extra></extra>", "textposition": "none"}
     if line is None:
         return trace | _EMPTY | {"error_y": _error([], [], [], GUIDE)}
