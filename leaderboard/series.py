@@ -116,14 +116,14 @@ def _data_efficiency(table: Table, track: str, rows: Sequence[Row]) -> Chart | N
 
 
 def _labels(table: Table, track: str, rows: Sequence[Row], folder: Path) -> Chart | None:
-    """The main metric of each label or class, and their mean; a panel for each fraction."""
+    """The main metric of each label or class, and their mean; a panel for each fraction, the largest first."""
     main, classes = table.main, _classes(table, folder)
     if main is None or not classes:
         return None
     stem = main.name.removesuffix("_macro")
     names = {"mean": main.name} | {c: f"{stem}_{c}" for c in classes}
     panels = []
-    for fraction in table.fractions:
+    for fraction in reversed(table.fractions):
         lines = []
         for row in ordered(rows):
             found = {c: s for c, name in names.items()
@@ -168,7 +168,7 @@ def _label_curves(table: Table, track: str, rows: Sequence[Row], folder: Path) -
     """
     if table.main is None or table.main.name != "auroc_macro":
         return []
-    fractions = sorted(table.fractions, key=lambda f: 0.0 if f is None else -f)
+    fractions = table.fractions[::-1]
     found = {(row, f): _curves(folder, row, entry, with_labels=f == fractions[0])
              for f in fractions for row in ordered(rows)
              if (entry := table.entry(row, f)) is not None and entry.rebuilt}
@@ -282,7 +282,7 @@ def _training(table: Table, track: str, rows: Sequence[Row]) -> Chart | None:
     """What each validation of a head or of a fine-tuned encoder gave; a panel for each fraction, a line for each run."""
     main = table.main
     panels = []
-    for fraction in table.fractions:
+    for fraction in reversed(table.fractions):
         found = [(row, one) for row in ordered(rows) if (entry := table.entry(row, fraction)) for one in entry.rebuilt]
         lines = [line for row, one in found if main and (line := _validations(row, one, main.name)) is not None]
         if lines:

@@ -11,7 +11,7 @@ from prior_bench.leaderboard.tables import Known, Row
 # Okabe and Ito's colours, without black and yellow, which vanish on dark and on light paper.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREYS = ("#7f7f7f", "#a0a0a0")  # of references
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+DASHES = ("solid", "dash", "dot", "dashdot", "9px,3px,2px,3px,2px,3px")
 MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross", "triangle-down")
 HATCHES = ("", "/", "x", "\\", ".", "-", "+")
 

@@ -87,7 +87,7 @@ def _ranks(overview: Overview, looks: Mapping[str, Style]) -> Plot:
     caption = (f"Mean rank over the {overview.cells} of {overview.all_cells} cells (table and fraction) in which all "
                "methods have a value, with its 95 % interval. A thick line joins neighbours of which no two differ "
                "significantly in mean rank (paired in the same draws, two-sided 5 %, Holm over the pairs).")
-    return Plot(_id("ranks", overview.profile, overview.track), "ranks", f"Mean ranks, track {overview.track}", caption,
+    return Plot(element_id("ranks", overview.profile, overview.track), "ranks", f"Mean ranks, track {overview.track}", caption,
                 f"Mean ranks in track {overview.track}: {standing}. Not told apart: {ties}.",
                 {"data": traces, "layout": layout}, "", "", "", "", overview.profile, 0, overview.track)
 
@@ -103,9 +103,9 @@ def _plot(chart: Chart, looks: Mapping[str, Style]) -> Plot:
     dataset = h.dataset if h is not None else ", ".join(sorted({row.source for row in chart.rows}))
     h = h or Heading(dataset, "", "", "", "", 0)
     key = (chart.group, h.dataset, h.task, h.target, h.mode, h.profile, str(h.version), track)
-    return Plot(_id(*key), group, f"{_TITLES[chart.group]}: {place}", _CAPTIONS[chart.group].format(base=chart.base),
-                _alt(chart, place, about.names), _figure(chart, about), dataset, h.task, h.target, h.mode, h.profile,
-                h.version, track)
+    return Plot(element_id(*key), group, f"{_TITLES[chart.group]}: {place}",
+                _CAPTIONS[chart.group].format(base=chart.base), _alt(chart, place, about.names), _figure(chart, about),
+                dataset, h.task, h.target, h.mode, h.profile, h.version, track)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +164,9 @@ def _curve(chart: Chart, line: Line | None, row: Row, n: int, looks: _Looks) -> 
     points = chart.group in {"data efficiency", "reliability"}
     trace: Trace = {
         "type": "scatter", "mode": "lines+markers" if points else "lines", "opacity": looks.shades[row],
-        "legendgroup": _text(row.label), "meta": _meta(row), "line": {"color": look.colour, "dash": look.dash, "width": 2},
-        "marker": {"color": look.colour, "symbol": look.marker, "size": 8},
+        "legendgroup": _text(row.label), "meta": _meta(row),
+        "line": {"color": look.colour, "dash": look.dash, "width": 2},
+        "marker": {"color": look.colour, "symbol": look.marker, "size": 7},
         "hovertemplate": f"{_text(name)}<br>{_HOVERS[chart.group]}<br>%{{text}}<extra></extra>"}
     if line is None:
         return trace | _EMPTY | {"name": _text(name)}
@@ -179,10 +180,12 @@ def _curve(chart: Chart, line: Line | None, row: Row, n: int, looks: _Looks) -> 
 
 def _bars(chart: Chart, line: Line | None, row: Row, looks: _Looks) -> Trace:
     look, name = looks.of(row), looks.names[row]
-    trace: Trace = {"type": "bar", "name": _text(name), "legendgroup": _text(row.label), "meta": _meta(row), "base": chart.base,
+    trace: Trace = {"type": "bar", "name": _text(name), "legendgroup": _text(row.label), "meta": _meta(row),
+                    "base": chart.base,
                     "opacity": looks.shades[row],
-                    "marker": {"color": look.colour, "pattern": {"shape": look.hatch, "size": 5, "solidity": 0.25, "fillmode": "overlay",
-                                                                 "fgopacity": 0.6}},
+                    "marker": {"color": look.colour, "pattern": {
+                        "shape": look.hatch, "size": 6, "solidity": 0.3, "fillmode": "replace",
+                        "bgcolor": look.colour, "fgcolor": "rgba(255,255,255,0.7)"}},
                     "hovertemplate": f"{_text(name)}<br>%{{x}}: %{{text}}<extra></extra>", "textposition": "none"}
     if line is None:
         return trace | _EMPTY | {"error_y": _error([], [], [], GUIDE)}
@@ -254,14 +257,15 @@ _HOVERS = {"data efficiency": "%{x} % of the training data", "roc": "FPR %{x:.3f
            "precision-recall": "recall %{x:.3f}, precision %{y:.3f}", "reliability": "predicted %{x:.3f}, found %{y:.3f}",
            "training": "step %{x}: %{y:.3f}", "pre-training": "step %{x}: %{y:.4g}"}
 _NOTED = {"roc", "precision-recall", "reliability"}  # the note stands in the legend
-_UNIT = {"range": [-0.01, 1.01], "zeroline": False}
+_UNIT = {"range": [-0.01, 1.01], "zeroline": False, "constrain": "domain"}
+_SQUARE = {"xaxis": _UNIT, "yaxis": _UNIT | {"scaleanchor": "x"}}
 _AXES: dict[str, dict[str, dict[str, Any]]] = {
     "data efficiency": {"xaxis": {"type": "log", "tickvals": [1, 10, 100], "ticktext": ["1", "10", "100"]}},
-    "roc": {"xaxis": _UNIT, "yaxis": _UNIT}, "precision-recall": {"xaxis": _UNIT, "yaxis": _UNIT},
-    "reliability": {"xaxis": _UNIT, "yaxis": _UNIT}, "training": {"xaxis": {"rangemode": "tozero"}},
+    "roc": _SQUARE, "precision-recall": _SQUARE, "reliability": _SQUARE, "training": {"xaxis": {"rangemode": "tozero"}},
     "pre-training": {"xaxis": {"rangemode": "tozero"}},
 }
-_LAYOUTS: dict[str, dict[str, Any]] = {"labels": {"barmode": "group", "bargap": 0.15, "hovermode": "closest"}}
+_LAYOUTS: dict[str, dict[str, Any]] = {"labels": {"barmode": "group", "bargap": 0.15, "hovermode": "closest"}} | \
+    dict.fromkeys(("roc", "precision-recall", "reliability"), {"height": 580, "hovermode": "closest"})
 
 
 def _place(chart: Chart) -> str:
@@ -302,7 +306,7 @@ def _layout(x: str, y: str) -> dict[str, Any]:
         return {"title": {"text": _text(title)}, "gridcolor": GRID, "zerolinecolor": GRID, "automargin": True}
 
     return {"xaxis": axis(x), "yaxis": axis(y), "height": HEIGHT, "margin": {"t": 20, "r": 20, "b": 50, "l": 60},
-            "legend": {"orientation": "h", "y": -0.2, "yanchor": "top"}}
+            "legend": {"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom"}}
 
 
 def _error(y: Iterable[float], low: Iterable[float], high: Iterable[float], colour: str) -> dict[str, Any]:
@@ -331,7 +335,7 @@ def _text(text: object) -> str:
     return html.escape(str(text), quote=False)
 
 
-def _id(*parts: str) -> str:
+def element_id(*parts: str) -> str:
     """An element's id: readable, and told apart by a digest where that is not enough."""
     plain = [re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts]
     joined = "-".join(part for part in plain if part)
