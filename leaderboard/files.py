@@ -16,15 +16,16 @@ MARKDOWN, CSV, JSON, LATEX = "LEADERBOARD.md", "leaderboard.csv", LEADERBOARD_JS
 FILES = (CSV, JSON, LATEX, MARKDOWN)
 
 
-def write(folder: Path, output: Path, memo: Path, with_published: bool = False, html: Path | None = None) -> list[str]:
-    """Write all files into `output` from the results in `folder`, and the page into `html`; returns warnings.
+def write(folder: Path, output: Path, memo: Path, with_published: bool = False,
+          site: page.Site | None = None) -> list[str]:
+    """Write all files into `output` from the results in `folder`, and the page where `site` says; returns warnings.
 
     Args:
         memo: where rebuilt numbers are remembered by content.
         with_published: add what papers print, apart from the results.
     """
-    if html is not None:
-        page.check(html)
+    if site is not None:
+        page.check(site.output)  # before all the work
     found = known(folder, memo)
     printed = published.read() if with_published else []
     shown = [*sheets(found), *published.sheets(printed)]
@@ -32,6 +33,5 @@ def write(folder: Path, output: Path, memo: Path, with_published: bool = False, 
     output.mkdir(parents=True, exist_ok=True)
     for name, text in zip(FILES, texts, strict=True):
         write_text(output / name, text)
-    if html is not None:
-        page.write(found, folder, html, printed)
-    return found.warnings + [f"published numbers: {published.WARNING}"] * with_published
+    left_out = page.write(found, folder, site, printed) if site is not None else []
+    return found.warnings + left_out + [f"published numbers: {published.WARNING}"] * with_published

@@ -82,7 +82,8 @@ def _overview(overview: Overview) -> Sheet:
              for s in overview.standings]
     versions = ", ".join(f"{task} {version}" for task, version in sorted(overview.versions.items()))
     return Sheet(f"Overview of track {overview.track}: profile {overview.profile}, protocol versions {versions}",
-                 overview_caption(overview), ["method", "mean rank", "best or tied"], lines, marks(s.row for s in overview.standings))
+                 overview_caption(overview), ["method", "mean rank", "best or tied"], lines,
+                 marks(s.row for s in overview.standings))
 
 
 def _values(table: Table, comparisons: Sequence[Comparison]) -> Sheet:

@@ -9,46 +9,68 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import unescape
 from importlib.resources import files as resources
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 import prior_bench
 from prior_bench.errors import UserError
 from prior_bench.leaderboard import published as published_numbers
 from prior_bench.leaderboard import sheets
-from prior_bench.leaderboard.page import plots, provenance, view
+from prior_bench.leaderboard.page import examples, plots, provenance, view
 from prior_bench.leaderboard.published import Published
-from prior_bench.leaderboard.styles import styles
+from prior_bench.leaderboard.styles import Style, styles
 from prior_bench.leaderboard.tables import Known
 from prior_bench.results import write_text
 
 INDEX = "index.html"
-ASSETS, DATA = "assets", "data"
+ASSETS, DATA, IMAGES = "assets", "data", "images"
 OWN_FILES = ("page.css", "page.js")
 WIDE = ("labels", "roc", "precision-recall", "reliability")  # plots that need the whole width
 MARK = '<meta name="generator" content="prior-bench'
 
 
-def write(known: Known, folder: Path, output: Path, printed: Sequence[Published] = ()) -> None:
-    """Write the site into `output`, in place of an earlier one.
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a page goes and what its pictures are drawn from: the caches and `data_root` of `prior-bench run`, and the
+    data sets whose real images may be drawn."""
+
+    output: Path
+    cache: Path
+    data_root: Path | None = None
+    examples_of: tuple[str, ...] = ()
+
+
+def write(known: Known, folder: Path, site: Site, printed: Sequence[Published] = ()) -> list[str]:
+    """Write the site in place of an earlier one; returns notes on what was left out.
 
     Args:
-        folder: the results that the tables are of; the plots read their predictions.
+        folder: the results that the tables are of; plots and examples read their predictions.
         printed: what papers print, shown apart and never ranked.
     """
-    figures = plots.figures(known, folder)
-    page = view.page(known, figures)
-    html = _html(page, known, printed)
+    output = site.output
     check(output)
-    for name in (ASSETS, DATA):
-        shutil.rmtree(output / name, ignore_errors=True)
-    for name in (ASSETS, f"{DATA}/plots"):
-        (output / name).mkdir(parents=True)
-    write_text(output / INDEX, html)  # first: it marks the folder as ours, should this be killed
+    figures = plots.figures(known, folder)
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".images-") as drawn:
+        shown, left_out = examples.write(known, folder, Path(drawn), site.data_root, site.cache, site.examples_of)
+        sizes = {one.image: Image.open(Path(drawn) / one.image).size for one in shown}
+        page = view.page(known, figures, shown)
+        # The index first: it marks the folder as ours, should this be killed.
+        write_text(output / INDEX, _html(page, [*known.notes, *left_out], styles(known), sizes, printed))
+        for name in (ASSETS, DATA, IMAGES):
+            shutil.rmtree(output / name, ignore_errors=True)
+        for name in (ASSETS, IMAGES, f"{DATA}/plots"):
+            (output / name).mkdir(parents=True)
+        for name in sizes:
+            shutil.copyfile(Path(drawn) / name, output / IMAGES / name)
     for name in OWN_FILES:
         write_text(output / ASSETS / name, (resources(__package__) / name).read_text(encoding="utf-8"))
     shutil.copyfile(plotly_script(), output / ASSETS / "plotly.min.js")
@@ -61,6 +83,7 @@ def write(known: Known, folder: Path, output: Path, printed: Sequence[Published]
         "overviews": {one.id: provenance.of_overview(one) for one in page.overviews},
         "published": [provenance.of_published(number) for number in printed],
     })
+    return left_out
 
 
 def plotly_script() -> Path:
@@ -78,15 +101,16 @@ def check(output: Path) -> None:
                         expected="an empty or new folder, or one that holds an earlier page", fix="give another --html")
 
 
-def _html(page: view.Page, known: Known, printed: Sequence[Published]) -> str:
+def _html(page: view.Page, notes: Sequence[str], looks: Mapping[str, Style], sizes: Mapping[str, tuple[int, int]],
+          printed: Sequence[Published]) -> str:
     import jinja2
 
     environment = jinja2.Environment(loader=jinja2.PackageLoader(__package__, "."), autoescape=True, trim_blocks=True,
                                      lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     environment.filters["unescape"] = unescape  # Plotly's texts are HTML
     return environment.get_template(INDEX).render(
-        page=page, notes=known.notes, introduction=sheets.INTRODUCTION, version=prior_bench.__version__,
-        published=_published(printed), styles=styles(known), wide=WIDE,
+        page=page, notes=notes, introduction=sheets.INTRODUCTION, version=prior_bench.__version__,
+        published=_published(printed), styles=looks, sizes=sizes, wide=WIDE,
         warning=published_numbers.WARNING, not_run=sheets.NOT_RUN)
 
 

@@ -1,7 +1,7 @@
 """What stands behind each number of the page: its runs, and of each run all that its result knows.
 
-Metrics are the rebuilt ones, never the stored ones. What a run recorded besides (settings, selection on validation data,
-times) cannot be rebuilt from predictions and is named so on the page.
+Metrics are the rebuilt ones, never the stored ones. What a run recorded besides (settings, selection on validation
+data, times) cannot be rebuilt from predictions and is named so on the page.
 """
 
 from __future__ import annotations

@@ -8,12 +8,12 @@ them in its place.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from prior_bench.leaderboard import sheets
+from prior_bench.leaderboard.page.examples import Example
 from prior_bench.leaderboard.page.plots import Plot
 from prior_bench.leaderboard.ranking import Comparison, Overview, compared, overviews, ranks
 from prior_bench.leaderboard.records import rounded
@@ -91,6 +91,7 @@ class Section:
     rows: list[Row] = field(default_factory=list)  # in the order of the page's data
     best_first: int = 0  # the number that the table is sorted by at first
     plots: dict[str, list[Plot]] = field(default_factory=dict)  # by what they show
+    examples: list[Example] = field(default_factory=list)
 
     @property
     def heading(self) -> Heading:
@@ -135,21 +136,20 @@ class Page:
     cells: int
 
 
-def page(known: Known, plots: Sequence[Plot]) -> Page:
+def page(known: Known, plots: Sequence[Plot], examples: Sequence[Example] = ()) -> Page:
     """All sections, with ids that are the same for the same headings."""
-    names = _Names(plot.id for plot in plots)
-    placed: dict[tuple[object, ...], list[Plot]] = defaultdict(list)
-    for plot in plots:
-        placed[plot.dataset, plot.task, plot.target, plot.mode, plot.profile, plot.version].append(plot)
+    names = _Names(one.id for one in (*plots, *examples))
     summaries = [OverviewSection(names.new(f"overview-{one.track}-{one.profile}"), one, sheets.overview_caption(one),
                                  sheets.marks(s.row for s in one.standings),
-                                 [p for p in plots if (p.group, p.profile, p.track) == ("ranks", one.profile, one.track)])
+                                 [plot for plot in plots if plot.group == "ranks"
+                                  and (plot.profile, plot.track) == (one.profile, one.track)])
                  for one in overviews(known.tables)]
     sections = [_section(table, names) for table in known.tables]
     for section in sections:
-        h = section.heading
-        for plot in placed[h.dataset, h.task, h.target, h.mode, h.profile, h.version]:
-            section.plots.setdefault(plot.group, []).append(plot)
+        for plot in plots:
+            if _belongs(plot, section.heading):
+                section.plots.setdefault(plot.group, []).append(plot)
+        section.examples = [one for one in examples if _belongs(one, section.heading)]
     versions: dict[str, set[int]] = {}
     for table in known.tables:
         versions.setdefault(table.heading.task, set()).add(table.heading.version)
@@ -158,6 +158,10 @@ def page(known: Known, plots: Sequence[Plot]) -> Page:
     training = [plot for plot in plots if plot.group != "ranks" and not plot.task]
     return Page(summaries, sections, training, _choices(known.tables),
                 {task: sorted(found) for task, found in sorted(versions.items())}, cells)
+
+
+def _belongs(item: Plot | Example, heading: Heading) -> bool:
+    return heading == Heading(item.dataset, item.task, item.target, item.mode, item.profile, item.version)
 
 
 def title(heading: Heading) -> str:

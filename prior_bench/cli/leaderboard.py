@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prior_bench.cli.common import CacheOption, PluginOption, add_plugins, cache_folder, verb
+from prior_bench.cli.common import CacheOption, DataRootOption, PluginOption, add_plugins, cache_folder, comma, verb
 
 
 @verb
@@ -20,13 +20,18 @@ def leaderboard(
         show_default=False)] = None,
     html: Annotated[Path | None, typer.Option(
         help="Write a page too, a static site that opens from disk, into this folder.", show_default=False)] = None,
+    examples_of: Annotated[str | None, typer.Option(
+        help="Data sets, by comma, whose real images the page may show; their owners may forbid to pass them on.",
+        show_default=False)] = None,
     published: Annotated[bool, typer.Option(
         "--published", help="Add the numbers that papers print, apart from the results and never ranked.")] = False,
+    data_root: DataRootOption = None,
     cache: CacheOption = None,
     plugin: PluginOption = None,
 ) -> None:
     """Write the tables (Markdown, CSV, JSON, LaTeX) from results, every number rebuilt from the saved predictions."""
     from prior_bench.leaderboard import files
+    from prior_bench.leaderboard.page import Site
     from prior_bench.results import check_writable
 
     add_plugins(plugin)
@@ -40,7 +45,9 @@ def leaderboard(
         check_writable(folder, 1 << 20, "--output")
         if html is not None:
             check_writable(html, 32 << 20, "--html")
-    for warning in files.write(results, folder, cache_folder(cache) / "leaderboard", published, html):
+    caches = cache_folder(cache)
+    site = None if html is None else Site(html, caches, data_root, tuple(comma(examples_of)))
+    for warning in files.write(results, folder, caches / "leaderboard", published, site):
         typer.echo(f"warning: {warning}", err=True)
     written = [folder / name for name in files.FILES] + ([html / "index.html"] if html is not None else [])
     typer.echo(f"wrote {', '.join(map(str, written))}")
