@@ -30,6 +30,7 @@ def leaderboard(
     plugin: PluginOption = None,
 ) -> None:
     """Write the tables (Markdown, CSV, JSON, LaTeX) from results, every number rebuilt from the saved predictions."""
+    from prior_bench import plugins
     from prior_bench.leaderboard import files
     from prior_bench.leaderboard.page import Site
     from prior_bench.results import check_writable
@@ -45,6 +46,8 @@ def leaderboard(
         check_writable(folder, 1 << 20, "--output")
         if html is not None:
             check_writable(html, 32 << 20, "--html")
+    for name in comma(examples_of):
+        plugins.load("datasets", name)  # a name that is none is told now
     caches = cache_folder(cache)
     site = None if html is None else Site(html, caches, data_root, tuple(comma(examples_of)))
     for warning in files.write(results, folder, caches / "leaderboard", published, site):
