@@ -373,7 +373,7 @@ def test_phone(opened):
     assert page.evaluate(wide) == 360
     box = page.locator(f"#{TOY} .scroll").first
     assert box.evaluate("b => b.scrollWidth > b.clientWidth")
-    page.locator(f"#{TOY} button.number").first.click()
+    page.locator(f"#{TOY} button.number").last.click()
     dialog = page.get_by_role("dialog")
     dialog.locator("summary").first.click()
     assert dialog.evaluate("d => d.querySelector('.body').scrollWidth <= d.clientWidth")
@@ -419,14 +419,15 @@ def test_accessibility(opened, scheme, width):
     page = opened(scheme=scheme, width=width)
 
     def violations():
-        return [(v["id"], node["html"][:200]) for v in axe.run(page).response["violations"] for node in v["nodes"]]
+        found = axe.run(page, options={"preload": False}).response  # it would fetch the style sheet
+        return [(v["id"], node["html"][:200]) for v in found["violations"] for node in v["nodes"]]
 
     assert violations() == []
     draw_all(page)
     page.locator("#published summary").first.click()
     page.locator("summary", has_text="How to read").click()
     assert violations() == []
-    page.locator(f"#{TOY} button.number").first.click()
+    page.locator(f"#{TOY} button.number").last.click()
     page.get_by_role("dialog").locator("summary").first.click()
     assert violations() == []
 
@@ -438,7 +439,8 @@ def test_equal_bytes(written):
     write(written, "again", "other-cache")
     first, second = ({str(file.relative_to(written / name)): file.read_bytes()
                       for file in (written / name).rglob("*") if file.is_file()} for name in ("site", "again"))
-    assert list(first) and sorted(first) == sorted(second)
+    assert len(first) > 10
+    assert sorted(first) == sorted(second)
     assert [name for name, content in first.items() if second[name] != content] == []
 
 
