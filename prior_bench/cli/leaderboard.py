@@ -15,6 +15,8 @@ def leaderboard(
     results: Annotated[Path, typer.Argument(help="Folder that `prior-bench run` wrote.")] = Path("results"),
     output: Annotated[Path | None, typer.Option(
         help="Folder for the tables. [default: RESULTS]", show_default=False)] = None,
+    figures: Annotated[Path | None, typer.Option(
+        help="Draw the plots too, for papers: PNG and SVG into this folder.", show_default=False)] = None,
     from_: Annotated[list[Path] | None, typer.Option(
         "--from", help="An archive of `prior-bench submit` to verify and add first; may be repeated.",
         show_default=False)] = None,
@@ -39,3 +41,10 @@ def leaderboard(
     for warning in files.write(results, folder, cache_folder(cache) / "leaderboard", published):
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(f"wrote {', '.join(str(folder / name) for name in files.FILES)}")
+    if figures is not None:
+        from prior_bench.leaderboard.figures import write
+        from prior_bench.leaderboard.tables import known as tables_of
+
+        check_writable(figures, 32 << 20, "--figures")
+        drawn = write(tables_of(results, cache_folder(cache) / "leaderboard"), results, figures)
+        typer.echo(f"drew {len(drawn) // 2} figures, as PNG and SVG, into {figures}")
