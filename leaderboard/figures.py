@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 COLUMN, PAGE = 3.4, 7.0  # inches
 DPI = 300
 PANELS = 4  # in a row, of a page's width
-SETTINGS = {"svg.hashsalt": "prior-bench", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 7,
+SETTINGS: Any = {"svg.hashsalt": "prior-bench", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 7,
             "axes.titlesize": 7, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,
             "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 4, "axes.grid": True, "grid.alpha": 0.3,
-            "grid.linewidth": 0.5, "hatch.linewidth": 0.5, "axes.spines.top": False, "axes.spines.right": False}
+            "grid.linewidth": 0.5, "text.parse_math": False,
+            "hatch.linewidth": 0.5, "axes.spines.top": False, "axes.spines.right": False}
 _DASHES = {"solid": "-", "dash": (0, (4, 2)), "dot": (0, (1, 1)), "dashdot": (0, (5, 1.5, 1, 1.5)),
            "9px,3px,2px,3px,2px,3px": (0, (5, 1.5, 1, 1.5, 1, 1.5))}
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "x": "X", "cross": "P",
@@ -145,7 +146,7 @@ def _bars(axes: Axes, chart: Chart, panel: Panel, looks: Mapping[str, Style], ca
         error = np.nan_to_num([y - low, high - y])
         axes.errorbar(at, y, error, fmt="none", ecolor="0.25", elinewidth=0.6)
     crowded = max(map(len, order)) * len(order) > 90  # letters that a page's width holds
-    axes.set_xticks(range(len(order)), order, **{"rotation": 25, "ha": "right"} if crowded else {})
+    axes.set_xticks(range(len(order)), order, rotation=25 if crowded else 0, ha="right" if crowded else "center")
     axes.axhline(chart.base, color="0.3", linewidth=0.6)
     axes.grid(False, axis="x")
 

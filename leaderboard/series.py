@@ -271,7 +271,8 @@ def _known(run: Labelled, i: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bins(row: Row, parts: Sequence[tuple[np.ndarray, np.ndarray]], note: str = "") -> Line:
-    mean, share, counts = reliability(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    probabilities, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+    mean, share, counts = reliability(probabilities, labels)
     return Line(row, _rounded(mean), _rounded(share), counts=tuple(counts.tolist()), note=note)
 
 

@@ -249,7 +249,7 @@ def _retrieved(predictions: Predictions) -> dict[str, _Retrieved]:
     table = predictions.table
     kinds = np.array(table.column("kind").to_pylist())
     images, texts = table.filter(kinds == "image"), table.filter(kinds == "text")
-    vectors = [np.array(part.column("vector").to_pylist(), np.float16) for part in (images, texts)]
+    queries, vectors = (np.array(part.column("vector").to_pylist(), np.float16) for part in (images, texts))
     ids, own = (images.column(name).to_pylist() for name in ("id", "text_id"))
     gallery = texts.column("id").to_pylist()
     place = {id: k for k, id in enumerate(gallery)}
@@ -260,14 +260,14 @@ def _retrieved(predictions: Predictions) -> dict[str, _Retrieved]:
         order = np.argsort(-reranked.scores, axis=1, kind="stable")[:, :TOP]
         top = np.take_along_axis(items, order, axis=1)
     else:
-        top = nearest(*vectors, TOP)
+        top = nearest(queries, vectors, TOP)
     labelling = (np.array([place[id] for id in own]), np.arange(len(gallery)))
-    (rank,) = ranks(*vectors, [labelling], reranked)
+    (rank,) = ranks(queries, vectors, [labelling], reranked)
     images_of = dict(zip(own, ids, strict=True))
     return {id: _Retrieved([gallery[k] for k in top[i]], own[i], float(rank[i]), images_of) for i, id in enumerate(ids)}
 
 
-_READ = {"segmentation": _masks, "detection": _boxes, "retrieval": _retrieved}
+_READ: dict[str, Any] = {"segmentation": _masks, "detection": _boxes, "retrieval": _retrieved}
 
 
 # --------------------------------------------------------------------------------------------- the pictures
@@ -284,7 +284,8 @@ def _written(table: Table, track: str, answers: _Answers, dataset: Dataset, asse
         picture, said = _DRAWN[answers.kind](source, own, called)
         assets.mkdir(parents=True, exist_ok=True)
         _save(picture, assets / f"{key}.png")
-        about = {"caption": _caption(answers, id, why), "alt": f"Chest X-ray {id}. {said}", "image": f"{key}.png"}
+        about: dict[str, Any] = {"caption": _caption(answers, id, why),
+                                 "alt": f"Chest X-ray {id}. {said}", "image": f"{key}.png"}
         if answers.kind == "retrieval":
             about |= _reports(dataset, id, own, called)
         where = f"{h.target}, track {track}: {_WHY[why]}"
