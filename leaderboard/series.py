@@ -8,7 +8,7 @@ curves are what the training wrote down. Ranks are in ranking.py (`Overview`), t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -271,7 +271,8 @@ def _known(run: Labelled, i: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bins(row: Row, parts: Sequence[tuple[np.ndarray, np.ndarray]], note: str = "") -> Line:
-    mean, share, counts = reliability(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    probabilities, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+    mean, share, counts = reliability(probabilities, labels)
     return Line(row, _rounded(mean), _rounded(share), counts=tuple(counts.tolist()), note=note)
 
 
@@ -279,26 +280,26 @@ def _bins(row: Row, parts: Sequence[tuple[np.ndarray, np.ndarray]], note: str = 
 
 
 def _training(table: Table, track: str, rows: Sequence[Row]) -> Chart | None:
-    """What each validation of a head or of a fine-tuned encoder gave; a panel for each fraction, a line for each run."""
+    """What each validation of a head or of a fine-tuned encoder gave; a panel for each fraction, a line a run."""
     main = table.main
+    if main is None:
+        return None
     panels = []
     for fraction in reversed(table.fractions):
         found = [(row, one) for row in ordered(rows) if (entry := table.entry(row, fraction)) for one in entry.rebuilt]
-        lines = [line for row, one in found if main and (line := _validations(row, one, main.name)) is not None]
+        lines = [line for row, one in found if (line := _validations(row, one, main.name)) is not None]
         if lines:
             panels.append(Panel(size(fraction), tuple(lines)))
-    return Chart("training", track, "step", f"{main.name} on validation", tuple(panels), table.heading) if main else None
+    return Chart("training", track, "step", f"{main.name} on validation", tuple(panels), table.heading)
 
 
 def _validations(row: Row, one: Rebuilt, name: str) -> Line | None:
     details, cell = one.result.details, one.result.cell
-    history = details.get("validation")
-    points = [(v.get("step"), v.get(name)) for v in history if isinstance(v, Mapping)] if isinstance(history, list) else []
-    line = _recorded(row, points, f"subset {cell.subset_seed}, head {cell.head_seed}, pre-training {cell.pretrain_seed}")
+    history = details.get("validation")  # of a probe it counts images, and is no list
+    points = [[v.get("step"), v.get(name)] for v in history if isinstance(v, dict)] if isinstance(history, list) else []
+    line = _recorded(row, points, f"seeds {cell.subset_seed}, {cell.head_seed}, {cell.pretrain_seed}")
     best = details.get("best_step")
-    if line is None or best not in line.x:
-        return line
-    return Line(row, line.x, line.y, note=line.note, marked=line.x.index(best))
+    return line if line is None or best not in line.x else replace(line, marked=line.x.index(best))
 
 
 def _pretraining(known: Known) -> list[Chart]:

@@ -48,7 +48,7 @@ def names(rows: Iterable[Row]) -> dict[Row, str]:
 
 
 def shades(rows: Iterable[Row]) -> dict[Row, float]:
-    """Opacity of each row: rows of one method, pre-trained on other data, share a style and pale one after the other."""
+    """Opacity of each row: rows of one method, pre-trained on other data, share a style and become paler."""
     seen: dict[str, int] = {}
     found = {}
     for row in rows:

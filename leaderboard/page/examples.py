@@ -1,9 +1,10 @@
 """Example pictures of the page: what methods retrieve, outline and detect on a few test images.
 
 The images are chosen by a rule and never by hand: the first test image by id that has something to find, and those on
-which the methods of the track do middling and best (the median and the highest of their mean score). Answers come from saved predictions, each
-row's run with the lowest seeds at the track's largest fraction; only pixels and reports come from the data set, whose
-digest must be that of the results. Real images are not ours to pass on: they are drawn only where the user says so.
+which the methods of the track do middling and best (the median and the highest of their mean score). Answers come from
+saved predictions, each row's run with the lowest seeds at the track's largest fraction; only pixels and reports come
+from the data set, whose digest must be that of the results. Real images are not ours to pass on: they are drawn only
+where the user says so.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from prior_bench.leaderboard.page.plots import element_id
 from prior_bench.leaderboard.series import ordered, size
 from prior_bench.leaderboard.styles import names
 from prior_bench.leaderboard.tables import Known, Row, Table
-from prior_bench.metrics.boxes import IOUS, ImageBoxes, iou, match
+from prior_bench.metrics.boxes import IOUS, ImageBoxes, match
 from prior_bench.metrics.overlap import decode_mask
 from prior_bench.metrics.retrieval import Reranked, nearest, ranks
 from prior_bench.results import read_predictions
@@ -248,7 +249,7 @@ def _retrieved(predictions: Predictions) -> dict[str, _Retrieved]:
     table = predictions.table
     kinds = np.array(table.column("kind").to_pylist())
     images, texts = table.filter(kinds == "image"), table.filter(kinds == "text")
-    vectors = [np.array(part.column("vector").to_pylist(), np.float16) for part in (images, texts)]
+    queries, vectors = (np.array(part.column("vector").to_pylist(), np.float16) for part in (images, texts))
     ids, own = (images.column(name).to_pylist() for name in ("id", "text_id"))
     gallery = texts.column("id").to_pylist()
     place = {id: k for k, id in enumerate(gallery)}
@@ -259,14 +260,14 @@ def _retrieved(predictions: Predictions) -> dict[str, _Retrieved]:
         order = np.argsort(-reranked.scores, axis=1, kind="stable")[:, :TOP]
         top = np.take_along_axis(items, order, axis=1)
     else:
-        top = nearest(*vectors, TOP)
+        top = nearest(queries, vectors, TOP)
     labelling = (np.array([place[id] for id in own]), np.arange(len(gallery)))
-    (rank,) = ranks(*vectors, [labelling], reranked)
+    (rank,) = ranks(queries, vectors, [labelling], reranked)
     images_of = dict(zip(own, ids, strict=True))
     return {id: _Retrieved([gallery[k] for k in top[i]], own[i], float(rank[i]), images_of) for i, id in enumerate(ids)}
 
 
-_READ = {"segmentation": _masks, "detection": _boxes, "retrieval": _retrieved}
+_READ: dict[str, Any] = {"segmentation": _masks, "detection": _boxes, "retrieval": _retrieved}
 
 
 # --------------------------------------------------------------------------------------------- the pictures
@@ -283,7 +284,8 @@ def _written(table: Table, track: str, answers: _Answers, dataset: Dataset, asse
         picture, said = _DRAWN[answers.kind](source, own, called)
         assets.mkdir(parents=True, exist_ok=True)
         _save(picture, assets / f"{key}.png")
-        about = {"caption": _caption(answers, id, why), "alt": f"Chest X-ray {id}. {said}", "image": f"{key}.png"}
+        about: dict[str, Any] = {"caption": _caption(answers, id, why),
+                                 "alt": f"Chest X-ray {id}. {said}", "image": f"{key}.png"}
         if answers.kind == "retrieval":
             about |= _reports(dataset, id, own, called)
         where = f"{h.target}, track {track}: {_WHY[why]}"
@@ -312,13 +314,13 @@ def _caption(answers: _Answers, id: str, why: str) -> str:
 
 
 def _draw_masks(source: PILImage, own: Mapping[Row, _Masks], called: Mapping[Row, str]) -> tuple[PILImage, str]:
-    base, scale = _scaled(source)
+    base, _ = _scaled(source)
     tiles = [_Tile(base, "image")]
     for row, masks in own.items():
         tile = np.array(base)
-        size = (base.width, base.height)
-        tile[_thick(outline(_resized(masks.truth, size)), _resized(masks.truth, size))] = TRUTH
-        tile[outline(_resized(masks.prediction, size))] = FOUND
+        truth, prediction = (_resized(mask, base.size) for mask in (masks.truth, masks.prediction))
+        tile[_thick(truth)] = TRUTH
+        tile[outline(prediction)] = FOUND
         tiles.append(_Tile(Image.fromarray(tile), f"{called[row]}: Dice {masks.score:.2f}"))
     return _sheet(tiles), "Dice: " + _listed({called[row]: f"{m.score:.2f}" for row, m in own.items()})
 
@@ -331,14 +333,15 @@ def _draw_boxes(source: PILImage, own: Mapping[Row, _Found], called: Mapping[Row
         tile, boxes = base.copy(), found.boxes
         _frames(tile, boxes.truth * scale, [found.classes[k] for k in boxes.truth_labels], TRUTH, 3)
         words = [f"{found.classes[k]} {s:.2f}" for k, s in zip(boxes.labels, boxes.scores, strict=True)]
-        _frames(tile, boxes.boxes * scale, words, FOUND, 1)
+        _frames(tile, boxes.boxes * scale, words, FOUND, 2)
         said[called[row]] = f"{found.hits} of {len(boxes.truth)} found, {len(boxes.boxes) - found.hits} wrong"
         tiles.append(_Tile(tile, f"{called[row]}: {said[called[row]]}"))
     return _sheet(tiles), "Boxes: " + _listed(said)
 
 
 def _draw_query(source: PILImage, own: Mapping[Row, _Retrieved], called: Mapping[Row, str]) -> tuple[PILImage, str]:
-    return _scaled(source)[0], "Rank of its own report: " + _listed({called[row]: f"{r.rank:g}" for row, r in own.items()})
+    said = {called[row]: f"{found.rank:g}" for row, found in own.items()}
+    return _scaled(source)[0], "Rank of its own report: " + _listed(said)
 
 
 _DRAWN: dict[str, Any] = {"segmentation": _draw_masks, "detection": _draw_boxes, "retrieval": _draw_query}
@@ -378,17 +381,22 @@ def _resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(mask.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)) == 1
 
 
-def _thick(line: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _thick(mask: np.ndarray) -> np.ndarray:
     """An outline of two pixels, so that another of one pixel on it leaves it to be seen."""
+    line = outline(mask)
     return line | outline(mask & ~line)
 
 
 def _frames(tile: PILImage, boxes: np.ndarray, words: Sequence[str], colour: tuple[int, int, int], width: int) -> None:
+    """Boxes (n, 4) xyxy with their words: those of the truth above them, others below, as far as there is room."""
     draw, font = ImageDraw.Draw(tile), ImageFont.load_default(11)
-    for box, word in zip(boxes.tolist(), words, strict=True):
-        draw.rectangle(box, outline=colour, width=width)
-        at = (box[0] + 3, box[1] - 14 if colour == TRUTH and box[1] > 14 else box[3] - 15)
-        draw.text(at, word, fill=colour, font=font)
+    for (left, top, right, bottom), word in zip(boxes.tolist(), words, strict=True):
+        draw.rectangle((left, top, right, bottom), outline=colour, width=width)
+        high = draw.textbbox((0, 0), word, font=font)[3] + 2
+        y = max(0, top - high) if colour == TRUTH else min(bottom + 1, tile.height - high)
+        x = max(0, min(left, tile.width - draw.textlength(word, font=font)))
+        draw.rectangle(draw.textbbox((x, y), word, font=font), fill=PAPER)
+        draw.text((x, y), word, fill=colour, font=font)
 
 
 def _sheet(tiles: Sequence[_Tile]) -> PILImage:

@@ -87,7 +87,8 @@ def _ranks(overview: Overview, looks: Mapping[str, Style]) -> Plot:
     caption = (f"Mean rank over the {overview.cells} of {overview.all_cells} cells (table and fraction) in which all "
                "methods have a value, with its 95 % interval. A thick line joins neighbours of which no two differ "
                "significantly in mean rank (paired in the same draws, two-sided 5 %, Holm over the pairs).")
-    return Plot(element_id("ranks", overview.profile, overview.track), "ranks", f"Mean ranks, track {overview.track}", caption,
+    return Plot(element_id("ranks", overview.profile, overview.track), "ranks", f"Mean ranks, track {overview.track}",
+                caption,
                 f"Mean ranks in track {overview.track}: {standing}. Not told apart: {ties}.",
                 {"data": traces, "layout": layout}, "", "", "", "", overview.profile, 0, overview.track)
 
@@ -197,8 +198,8 @@ def _band(line: Line | None, row: Row, looks: _Looks) -> Trace:
     """The interval of a curve."""
     look = looks.of(row)
     trace: Trace = {"type": "scatter", "mode": "lines", "fill": "toself", "fillcolor": _faded(look.colour, BAND),
-                    "line": {"width": 0, "color": look.colour}, "legendgroup": _text(row.label), "meta": _meta(row), "hoverinfo": "skip",
-                    "showlegend": False}
+                    "line": {"width": 0, "color": look.colour}, "legendgroup": _text(row.label), "meta": _meta(row),
+                    "hoverinfo": "skip", "showlegend": False}
     whole = [] if line is None else [k for k, low in enumerate(line.low) if not math.isnan(low)]
     if line is None or not whole:
         return trace | {"x": [], "y": []}
@@ -243,19 +244,21 @@ _TITLES = {"data efficiency": "Data efficiency", "labels": "Each label", "roc": 
 _CAPTIONS = {
     "data efficiency": "Mean over seeds, and its 95 % interval (bootstrap over patients) as a band.",
     "labels": "Mean over seeds with its 95 % interval. Bars begin at {base:g}.",
-    "roc": "Averaged over runs (and labels) at each false positive rate. In the legend the AUROC with its 95 % interval.",
+    "roc": "Averaged over runs (and labels) at each false positive rate. In the legend the AUROC, with its 95 % "
+           "interval.",
     "precision-recall": "Averaged over runs (and labels) at each recall. In the legend the average precision, with its "
                         "95 % interval for the mean of the labels. Dotted: the share of positives, which is chance.",
     "reliability": "15 bins of equal mass (fewer images: fewer bins), the runs of a method together. In the legend the "
                    "expected calibration error (ECE), the mean over labels and runs.",
-    "training": "A record of training, not recomputed from predictions: the validations of each run. The marked one was "
-                "chosen.",
+    "training": "A record of training, not recomputed from predictions: the validations of each run. The marked one "
+                "was chosen.",
     "pre-training": "A record of training, not recomputed from predictions: each point is the mean of 1/40 of the run. "
                     "Losses of two methods are different functions; compare a curve with itself.",
 }
 _HOVERS = {"data efficiency": "%{x} % of the training data", "roc": "FPR %{x:.3f}, TPR %{y:.3f}",
-           "precision-recall": "recall %{x:.3f}, precision %{y:.3f}", "reliability": "predicted %{x:.3f}, found %{y:.3f}",
-           "training": "step %{x}: %{y:.3f}", "pre-training": "step %{x}: %{y:.4g}"}
+           "precision-recall": "recall %{x:.3f}, precision %{y:.3f}",
+           "reliability": "predicted %{x:.3f}, found %{y:.3f}", "training": "step %{x}: %{y:.3f}",
+           "pre-training": "step %{x}: %{y:.4g}"}
 _NOTED = {"roc", "precision-recall", "reliability"}  # the note stands in the legend
 _UNIT = {"range": [-0.01, 1.01], "zeroline": False, "constrain": "domain"}
 _SQUARE = {"xaxis": _UNIT, "yaxis": _UNIT | {"scaleanchor": "x"}}
@@ -264,8 +267,11 @@ _AXES: dict[str, dict[str, dict[str, Any]]] = {
     "roc": _SQUARE, "precision-recall": _SQUARE, "reliability": _SQUARE, "training": {"xaxis": {"rangemode": "tozero"}},
     "pre-training": {"xaxis": {"rangemode": "tozero"}},
 }
-_LAYOUTS: dict[str, dict[str, Any]] = {"labels": {"barmode": "group", "bargap": 0.15, "hovermode": "closest"}} | \
-    dict.fromkeys(("roc", "precision-recall", "reliability"), {"height": 580, "hovermode": "closest"})
+_BOX = {"height": 580, "hovermode": "closest"}
+_LAYOUTS: dict[str, dict[str, Any]] = {
+    "labels": {"barmode": "group", "bargap": 0.15, "hovermode": "closest"},
+    "roc": _BOX, "precision-recall": _BOX, "reliability": _BOX,
+}
 
 
 def _place(chart: Chart) -> str:

@@ -20,6 +20,8 @@ def leaderboard(
         show_default=False)] = None,
     html: Annotated[Path | None, typer.Option(
         help="Write a page too, a static site that opens from disk, into this folder.", show_default=False)] = None,
+    figures: Annotated[Path | None, typer.Option(
+        help="Draw the plots too, for papers: PNG and SVG into this folder.", show_default=False)] = None,
     examples_of: Annotated[str | None, typer.Option(
         help="Data sets, by comma, whose real images the page may show; their owners may forbid to pass them on.",
         show_default=False)] = None,
@@ -32,7 +34,7 @@ def leaderboard(
     """Write the tables (Markdown, CSV, JSON, LaTeX) from results, every number rebuilt from the saved predictions."""
     from prior_bench import plugins
     from prior_bench.leaderboard import files
-    from prior_bench.leaderboard.page import Site
+    from prior_bench.leaderboard.page import INDEX, Site
     from prior_bench.results import check_writable
 
     add_plugins(plugin)
@@ -43,14 +45,14 @@ def leaderboard(
         typer.echo(f"added {new} cells to {results}; {known} were there already")
     folder = output or results
     if results.is_dir():  # else reading it says what is wrong with it
-        check_writable(folder, 1 << 20, "--output")
-        if html is not None:
-            check_writable(html, 32 << 20, "--html")
+        for wanted, option in ((folder, "--output"), (html, "--html"), (figures, "--figures")):
+            if wanted is not None:
+                check_writable(wanted, 32 << 20, option)
     for name in comma(examples_of):
         plugins.load("datasets", name)  # a name that is none is told now
     caches = cache_folder(cache)
     site = None if html is None else Site(html, caches, data_root, tuple(comma(examples_of)))
-    for warning in files.write(results, folder, caches / "leaderboard", published, site):
+    for warning in files.write(results, folder, caches / "leaderboard", published, site, figures):
         typer.echo(f"warning: {warning}", err=True)
-    written = [folder / name for name in files.FILES] + ([html / "index.html"] if html is not None else [])
-    typer.echo(f"wrote {', '.join(map(str, written))}")
+    written = [*(folder / name for name in files.FILES), html and html / INDEX, figures]
+    typer.echo(f"wrote {', '.join(str(path) for path in written if path is not None)}")
