@@ -419,6 +419,7 @@
       font: { family: getComputedStyle(document.body).fontFamily, size: 12 }, transition: { duration: still ? 0 : 150 } },
     { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
     for (const svg of all("svg.main-svg", place)) svg.setAttribute("aria-hidden", "true"); // its label says what it shows
+    place.style.minHeight = "";
     drawn.set(figure, place);
     await Plotly.relayout(place, colours());
     await Plotly.restyle(place, { visible: visibility(traces) });

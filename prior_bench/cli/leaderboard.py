@@ -45,9 +45,9 @@ def leaderboard(
         typer.echo(f"added {new} cells to {results}; {known} were there already")
     folder = output or results
     if results.is_dir():  # else reading it says what is wrong with it
-        for wanted, option in ((folder, "--output"), (html, "--html"), (figures, "--figures")):
+        for wanted, mebibytes, option in ((folder, 1, "--output"), (html, 32, "--html"), (figures, 32, "--figures")):
             if wanted is not None:
-                check_writable(wanted, 32 << 20, option)
+                check_writable(wanted, mebibytes << 20, option)
     for name in comma(examples_of):
         plugins.load("datasets", name)  # a name that is none is told now
     caches = cache_folder(cache)
