@@ -137,8 +137,7 @@ def _published(printed: Sequence[Published]) -> list[dict[str, Any]]:
             "title": f"{task} on {dataset}, {metric}",
             "header": ["printed" if f is None else view.fraction_label(f) for f in fractions],
             "blocks": [{"protocol": protocol, "source": source,
-                        "lines": [(method, status, [(i, printed[i]) if (i := at.get(f)) is not None else None
-                                                    for f in fractions])
+                        "lines": [(method, status, [(at[f], printed[at[f]]) if f in at else None for f in fractions])
                                   for (method, status), at in lines.items()]}
                        for (protocol, source), lines in blocks.items()]})
     return found

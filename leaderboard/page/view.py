@@ -138,7 +138,7 @@ class Page:
 
 def page(known: Known, plots: Sequence[Plot], examples: Sequence[Example] = ()) -> Page:
     """All sections, with ids that are the same for the same headings."""
-    names = _Names(one.id for one in (*plots, *examples))
+    names = _Names([*(plot.id for plot in plots), *(example.id for example in examples)])
     summaries = [OverviewSection(names.new(f"overview-{one.track}-{one.profile}"), one, sheets.overview_caption(one),
                                  sheets.marks(s.row for s in one.standings),
                                  [plot for plot in plots if plot.group == "ranks"
@@ -296,7 +296,7 @@ def _variations(table: Table) -> View:
         if summary is None or not text:
             return None
         kinds = (summary.subset_deviation, summary.head_deviation, summary.pretrain_deviation)
-        return Number(text, sort=max(rounded(kind) for kind in kinds if kind is not None))
+        return Number(text, sort=rounded(max(kind for kind in kinds if kind is not None)))
 
     return View("variation over seeds", sheets.VARIATION, _header(table, "deviation"), False, _by_row(table, number))
 
