@@ -64,7 +64,7 @@ def write(known: Known, folder: Path, site: Site, printed: Sequence[Published] =
         sizes = {one.image: Image.open(Path(drawn) / one.image).size for one in shown}
         page = view.page(known, figures, shown)
         # The index first: it marks the folder as ours, should this be killed.
-        write_text(output / INDEX, _html(page, [*known.notes, *left_out], styles(known), sizes, printed))
+        write_text(output / INDEX, _html(page, [*known.notes, *known.warnings, *left_out], styles(known), sizes, printed))
         for name in (ASSETS, DATA, IMAGES):
             shutil.rmtree(output / name, ignore_errors=True)
         for name in (ASSETS, IMAGES, f"{DATA}/plots"):

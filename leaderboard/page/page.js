@@ -324,8 +324,8 @@
       grid("Metrics", ["metric", "mean over runs", "95 % interval", "deviation over seeds", "counts"], rows)];
   }
 
-  function run_(name, one) {
-    const { seconds, ...provenance } = one.provenance;
+  function origin(name, one) {
+    const { command, commit, finished, device, precision, seconds, packages, ...others } = one.provenance;
     return make("details", {}, make("summary", {}, name),
       ...one.remarks.map((text) => make("p", { class: "warning" }, text)),
       make("h4", {}, "The cell"), tree(one.cell, "cell"),
@@ -334,7 +334,7 @@
         metric.value === null ? `undefined: ${metric.reason}` : fixed(metric.value), limits(metric.interval),
         Object.entries(metric.counts).map(([key, value]) => `${key} ${value}`).join(", ")])),
       make("h4", {}, "Recorded by the run, not rebuilt"),
-      tree({ seconds, ...provenance, details: one.details }, "provenance"));
+      tree({ command, commit, finished, device, precision, seconds, ...others, details: one.details, packages }, "provenance"));
   }
 
   async function explainNumber(button) {
@@ -354,7 +354,7 @@
       ...(cells.length ? [
         make("p", {}, `Measured here: the mean over ${cells.length} ${cells.length === 1 ? "run" : "runs"}, rebuilt from saved predictions. No published number is part of it.`),
         ...runs(entry, cells), ...comparisons(entry), ...metrics(entry, cells),
-        make("h3", {}, "Where each run came from"), ...entry.cells.map((cell) => run_(cell, file.cells[cell]))] : []));
+        make("h3", {}, "Where each run came from"), ...entry.cells.map((cell) => origin(cell, file.cells[cell]))] : []));
   }
 
   function explainRank(button) {

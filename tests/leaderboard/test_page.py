@@ -466,6 +466,17 @@ def test_an_earlier_page_is_replaced_and_nothing_else(written):
     assert (other / "thesis.tex").read_text() == "precious"
 
 
+def test_the_verb(tmp_path, written):
+    done = CliRunner().invoke(app, ["leaderboard", str(written / "results"), "--output", str(tmp_path / "tables"),
+                                    "--html", str(tmp_path / "site"), "--cache", str(written / "cache"),
+                                    "--plugin", str(PLUGIN)])
+    assert done.exit_code == 0, done.output
+    assert str(tmp_path / "site" / "index.html") in done.output
+    text = (tmp_path / "site" / "index.html").read_text()
+    assert "published" not in text.lower()
+    assert (tmp_path / "tables" / "LEADERBOARD.md").is_file()
+
+
 def test_bad_input(tmp_path, written):
     def fails(*arguments):
         done = CliRunner().invoke(app, ["leaderboard", *map(str, arguments), "--cache", str(written / "cache"),
