@@ -1,5 +1,7 @@
 """Curves against scikit-learn's areas and plain loops, and how far thinning moves them."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -24,7 +26,7 @@ def distances(points, curve):
     """Of each point to the nearest piece of the curve, by a loop over the pieces."""
     ends = np.stack(curve, axis=1)
     best = np.full(len(points), np.inf)
-    for a, b in zip(ends[:-1], ends[1:], strict=True):
+    for a, b in pairwise(ends):
         along = b - a
         share = np.clip((points - a) @ along / max(along @ along, 1e-300), 0, 1)
         best = np.minimum(best, np.linalg.norm(points - a - share[:, None] * along, axis=1))

@@ -1,4 +1,4 @@
-"""Series against scikit-learn and plain loops over the saved Parquet files, on the committed results and on made ones."""
+"""Series against scikit-learn and plain loops over the saved Parquet files, of committed and of made results."""
 
 from __future__ import annotations
 
@@ -133,7 +133,8 @@ def test_runs_of_several_pre_training_seeds_count_as_in_the_tables(labelled):
     mean = entries[0.1].metric("auroc_macro").mean
     each = [r.metrics["auroc_macro"].value for r in entries[0.1].rebuilt]
     assert abs(mean - np.mean(each)) > 0.02
-    curve = line(chart(series.charts(found, labelled.folder), "roc"), f"{series.MACRO}, 10% of the training data", "ours")
+    roc = chart(series.charts(found, labelled.folder), "roc")
+    curve = line(roc, f"{series.MACRO}, 10% of the training data", "ours")
     assert auc(curve.x, curve.y) == pytest.approx(mean, abs=2e-3)
     assert not row.reference
 
