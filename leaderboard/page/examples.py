@@ -42,7 +42,7 @@ TOP = 5  # reports
 
 TILE, GAP, COLUMNS, LINE = 256, 8, 4, 15
 TRUTH, FOUND, INK, PAPER = (86, 180, 233), (230, 159, 0), (225, 225, 225), (24, 24, 24)  # two of Okabe and Ito's
-_PALETTE = [*((level,) * 3 for level in range(0, 256, 2)), TRUTH, FOUND, INK, PAPER]
+_PALETTE = [*((level,) * 3 for level in range(0, 256, 2)), TRUTH, FOUND]
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,7 +414,14 @@ def _sheet(tiles: Sequence[_Tile]) -> PILImage:
 
 
 def _save(picture: PILImage, file: Path) -> None:
-    """As a PNG of greys and the few colours that are drawn: a third of its size in full colour."""
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([value for colour in _PALETTE for value in colour])
-    picture.quantize(palette=palette, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    """As a PNG of 128 greys and the two colours, a third of its size in full colour."""
+    palette = [value for colour in _PALETTE for value in colour]
+    with_palette = Image.new("P", (1, 1))
+    with_palette.putpalette(palette)
+    places = np.array(picture.quantize(palette=with_palette, dither=Image.Dither.NONE))  # near enough for colours
+    pixels = np.asarray(picture)
+    grey = (pixels == pixels[..., :1]).all(axis=2)
+    places[grey] = pixels[grey][:, 0] // 2
+    found = Image.fromarray(places)
+    found.putpalette(palette)
+    found.save(file, "PNG", optimize=True)
