@@ -59,12 +59,13 @@ def write(known: Known, folder: Path, site: Site, printed: Sequence[Published] =
     check(output)
     figures = plots.figures(known, folder)
     output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output, prefix=".images-") as drawn:
+    with tempfile.TemporaryDirectory() as drawn:
         shown, left_out = examples.write(known, folder, Path(drawn), site.data_root, site.cache, site.examples_of)
         sizes = {one.image: Image.open(Path(drawn) / one.image).size for one in shown}
         page = view.page(known, figures, shown)
         # The index first: it marks the folder as ours, should this be killed.
-        write_text(output / INDEX, _html(page, [*known.notes, *known.warnings, *left_out], styles(known), sizes, printed))
+        notes = [*known.notes, *known.warnings, *left_out]
+        write_text(output / INDEX, _html(page, notes, styles(known), sizes, printed))
         for name in (ASSETS, DATA, IMAGES):
             shutil.rmtree(output / name, ignore_errors=True)
         for name in (ASSETS, IMAGES, f"{DATA}/plots"):

@@ -194,6 +194,23 @@ def test_another_view(opened, written):
     assert again.locator(f"#{TOY} tr[data-method=beta] td .text").last.inner_text() == f"{means['beta']:.3f}"
 
 
+def test_another_metric_of_a_task_that_trains_nothing(opened, written):
+    content = json.loads((written / "tables" / "leaderboard.json").read_text())
+    (table,) = [t for t in content["tables"] if t["task"] == "zero-shot"]
+    (record,) = [r for r in table["records"] if (r["method"], r["metric"]) == ("prior", "auroc_effusion")]
+    page = opened()
+    section = page.locator("section.task[data-task=zero-shot]")
+    assert section.locator("thead th:visible").count() > 2
+    section.locator("select.view").select_option(label="auroc_effusion")
+    assert [text.split()[0] for text in section.locator("thead th:visible").all_inner_texts()] == [
+        "method", "auroc_effusion"]
+    cell = section.locator("tr[data-method=prior] td:visible")
+    assert cell.locator(".text").inner_text() == f"{record['mean']:.3f}"
+    cell.get_by_role("button").click()
+    headline = page.get_by_role("dialog").locator(".headline").inner_text()
+    assert headline.startswith(f"auroc_effusion {record['mean']:.3f} [")
+
+
 # ------------------------------------------------------------------------------------ sorting and filters
 
 
@@ -412,8 +429,7 @@ def test_light_and_dark(opened):
     assert switch.get_attribute("aria-checked") == "false"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 360)])
 def test_accessibility(opened, scheme, width):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     page = opened(scheme=scheme, width=width)
