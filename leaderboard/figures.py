@@ -46,16 +46,19 @@ def write(known: Known, folder: Path, output: Path) -> list[Path]:
         folder: the results.
     """
     from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     output.mkdir(parents=True, exist_ok=True)
     files = []
     with rc_context(SETTINGS):
         for name, figure in _drawn(known, folder):
-            for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-                file = output / f"{name}.{kind}"
-                write_file(file, partial(figure.savefig, format=kind, dpi=DPI, metadata=metadata))
-                figure.set_layout_engine("none")  # what was laid out once stays there
-                files.append(file)
+            # `savefig` would draw each twice, and lay it out each time.
+            png, svg = output / f"{name}.png", output / f"{name}.svg"
+            write_file(png, partial(FigureCanvasAgg(figure).print_png, metadata={"Software": None}))
+            figure.set_layout_engine("none")
+            write_file(svg, partial(FigureCanvasSVG(figure).print_svg, metadata={"Date": None, "Creator": None}))
+            files += [png, svg]
     return files
 
 
@@ -117,8 +120,11 @@ def _chart(chart: Chart, looks: Mapping[str, Style]) -> Figure:
         panels[0].set_xticks([1, 10, 100], ["1", "10", "100"])
         panels[0].minorticks_off()
     for k, axes in enumerate(panels):
-        axes.set_ylabel(chart.y if k % columns == 0 else "")
-        axes.set_xlabel(chart.x if k + columns >= count else "")
+        left, bottom = k % columns == 0, k + columns >= count
+        axes.set_ylabel(chart.y if left else "")
+        axes.set_xlabel(chart.x if bottom else "")
+        if square:
+            axes.tick_params(labelleft=left, labelbottom=bottom)
     _legend(figure, panels, 7 if width == PAGE else 3)
     return figure
 
@@ -154,7 +160,7 @@ def _bars(axes: Axes, chart: Chart, panel: Panel, looks: Mapping[str, Style], ca
 def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Any]]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     lines = -(-count // columns)
     return figure, [figure.add_subplot(lines, columns, k + 1) for k in range(count)]
 

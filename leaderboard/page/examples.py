@@ -299,8 +299,8 @@ _RULES = {
     "segmentation": ("with foreground", "Dice", "Outlines: blue the truth, orange the prediction."),
     "detection": ("with a box", "F1", f"Blue: the true boxes. Orange: boxes with a score of {SHOWN_SCORE:g} or more. A "
                   f"box is right where it has its class and an IoU of {HIT_IOU:g} or more with a true one."),
-    "retrieval": ("with a report", "rank", f"The {TOP} nearest reports of each method. Another image with the same "
-                  "report counts as right."),
+    "retrieval": ("with a report", "rank", f"The {TOP} nearest of all distinct reports for each method; its own is "
+                  "marked."),
 }
 
 

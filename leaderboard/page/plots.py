@@ -253,7 +253,8 @@ _CAPTIONS = {
     "training": "A record of training, not recomputed from predictions: the validations of each run. The marked one "
                 "was chosen.",
     "pre-training": "A record of training, not recomputed from predictions: each point is the mean of 1/40 of the run. "
-                    "Losses of two methods are different functions; compare a curve with itself.",
+                    "Losses of two methods are different functions; compare a curve with itself (a double click on its "
+                    "name shows it alone).",
 }
 _HOVERS = {"data efficiency": "%{x} % of the training data", "roc": "FPR %{x:.3f}, TPR %{y:.3f}",
            "precision-recall": "recall %{x:.3f}, precision %{y:.3f}",
