@@ -46,7 +46,8 @@ def store(folder, cell, level):
     note = EVIL_NOTE if cell.method == EVIL else "re-implemented from the abstract" if cell.method == "beta" else ""
     provenance = {"finished": "2026-01-01", "command": f"prior-bench run --method {cell.method}", "commit": "c0ffee",
                   "device": "cpu: toy", "method": {"note": note}, "packages": {"torch": "2.15.0"},
-                  "seconds": {"fit": 1.5}}
+                  "seconds": {"fit": 1.5},
+                  "weights": {"losses": {"total": [[1, 2.0], [2, 1.0]], EVIL: [[1, 0.5]], "lr": [[1, 0.1]]}}}
     results.write_result(folder, Result(cell, "done", (metric,), details={"penalty": 0.1}, provenance=provenance),
                          Predictions(table))
 
@@ -255,7 +256,7 @@ def test_filters_and_their_address(opened):
     again = opened("#" + page.url.partition("#")[2])
     assert methods(again) == ["beta"]
     again.get_by_role("button", name="Show all").click()
-    again.wait_for_function("location.hash === '#/'")
+    again.wait_for_url(lambda url: url.endswith("#/"))
     assert len(methods(again)) == 6
     again.locator("input[name=track][value=large]").check(force=True)
     assert methods(again) == ["alpha"]
@@ -355,6 +356,10 @@ def test_all_of_it_is_drawn_without_an_error(opened, scheme):
     page = opened(scheme=scheme)
     draw_all(page)
     assert page.locator("figure.plot .warning").count() == 0
+    training = page.locator("#training figure")
+    assert training.count() == 2  # of each track
+    assert "not recomputed" in training.first.locator("figcaption").inner_text()
+    assert training.first.locator("option").all_inner_texts() == ["total", EVIL, "lr"]
     select = page.locator("select.panel:visible").first
     drawing = page.locator("figure.plot:visible", has=page.locator("select.panel")).first.locator(".drawing")
     before = drawing.evaluate("e => JSON.stringify(e.data)")
