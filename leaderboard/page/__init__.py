@@ -111,7 +111,7 @@ def _html(page: view.Page, notes: Sequence[str], looks: Mapping[str, Style], siz
     environment.filters["unescape"] = unescape  # Plotly's texts are HTML
     return environment.get_template(INDEX).render(
         page=page, notes=notes, introduction=sheets.INTRODUCTION, version=prior_bench.__version__,
-        published=_published(printed), styles=looks, sizes=sizes, wide=WIDE,
+        published=_published(printed), styles=looks, sizes=sizes, wide=WIDE, titles=plots.TITLES,
         warning=published_numbers.WARNING, not_run=sheets.NOT_RUN)
 
 

@@ -104,7 +104,7 @@ def _plot(chart: Chart, looks: Mapping[str, Style]) -> Plot:
     dataset = h.dataset if h is not None else ", ".join(sorted({row.source for row in chart.rows}))
     h = h or Heading(dataset, "", "", "", "", 0)
     key = (chart.group, h.dataset, h.task, h.target, h.mode, h.profile, str(h.version), track)
-    return Plot(element_id(*key), group, f"{_TITLES[chart.group]}: {place}",
+    return Plot(element_id(*key), group, f"{TITLES[chart.group]}: {place}",
                 _CAPTIONS[chart.group].format(base=chart.base), _alt(chart, place, about.names), _figure(chart, about),
                 dataset, h.task, h.target, h.mode, h.profile, h.version, track)
 
@@ -238,7 +238,7 @@ def _get(trace: Mapping[str, Any], key: str) -> Any:
 # ------------------------------------------------------------------------------------------------ words
 
 
-_TITLES = {"data efficiency": "Data efficiency", "labels": "Each label", "roc": "ROC curves",
+TITLES = {"data efficiency": "Data efficiency", "labels": "Each label", "roc": "ROC curves",
            "precision-recall": "Precision-recall curves", "reliability": "Reliability",
            "training": "Training of the head", "pre-training": "Pre-training"}
 _CAPTIONS = {
@@ -292,7 +292,7 @@ def _alt(chart: Chart, place: str, called: Mapping[Row, str]) -> str:
         said = line.note if chart.group in _NOTED else shown(line.y[0] if chart.group == "labels" else line.y[-1])
         ends.append(f"{called[line.row]} {said}".rstrip())
     first = f" ({panel.title})" if panel.title else ""
-    return f"{_TITLES[chart.group]}, {place}{first}: {'; '.join(ends)}."
+    return f"{TITLES[chart.group]}, {place}{first}: {'; '.join(ends)}."
 
 
 def _texts(line: Line) -> list[str] | str:
