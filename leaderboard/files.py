@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prior_bench.leaderboard import published
+from prior_bench.leaderboard import figures, page, published
 from prior_bench.leaderboard.latex import latex
 from prior_bench.leaderboard.markdown import markdown
 from prior_bench.leaderboard.records import as_json, comma_separated
@@ -16,13 +16,18 @@ MARKDOWN, CSV, JSON, LATEX = "LEADERBOARD.md", "leaderboard.csv", LEADERBOARD_JS
 FILES = (CSV, JSON, LATEX, MARKDOWN)
 
 
-def write(folder: Path, output: Path, memo: Path, with_published: bool = False) -> list[str]:
+def write(folder: Path, output: Path, memo: Path, with_published: bool = False,
+          site: page.Site | None = None, drawings: Path | None = None) -> list[str]:
     """Write all files into `output` from the results in `folder`; returns warnings.
 
     Args:
         memo: where rebuilt numbers are remembered by content.
         with_published: add what papers print, apart from the results.
+        site: where the page goes, if it is wanted.
+        drawings: where the plots go as pictures, if they are wanted.
     """
+    if site is not None:
+        page.check(site.output)  # before all the work
     found = known(folder, memo)
     printed = published.read() if with_published else []
     shown = [*sheets(found), *published.sheets(printed)]
@@ -30,4 +35,7 @@ def write(folder: Path, output: Path, memo: Path, with_published: bool = False) 
     output.mkdir(parents=True, exist_ok=True)
     for name, text in zip(FILES, texts, strict=True):
         write_text(output / name, text)
-    return found.warnings + [f"published numbers: {published.WARNING}"] * with_published
+    if drawings is not None:
+        figures.write(found, folder, drawings)
+    left_out = page.write(found, folder, site, printed) if site is not None else []
+    return found.warnings + left_out + [f"published numbers: {published.WARNING}"] * with_published

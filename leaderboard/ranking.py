@@ -8,13 +8,13 @@ compared with, never ranked.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 
-from prior_bench.leaderboard.tables import Row, Table
+from prior_bench.leaderboard.tables import Heading, Row, Table
 from prior_bench.statistics import Paired, holm, interval, paired
 
 LEVEL = 0.05
@@ -75,6 +75,7 @@ class Standing:
     mean_rank: float
     interval: tuple[float, float] | None
     first: int
+    orders: tuple[float, ...]  # its place in each cell, of which `mean_rank` is the mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,8 @@ class Overview:
     """The methods of one track under one profile, over the `cells` (of `all_cells`) in which all of them have a value.
 
     The mean rank is that of the order of the means in each cell, 1 for the best, ties shared (as Demsar 2006 averages
-    ranks); its interval orders them anew in each draw.
+    ranks); its interval orders them anew in each draw. `ties` are the longest runs of neighbours of which no two differ
+    significantly in mean rank (paired in the same draws, Holm over the pairs): the bars of a critical-difference plot.
     """
 
     profile: str
@@ -91,6 +93,8 @@ class Overview:
     cells: int
     all_cells: int
     standings: list[Standing]
+    places: list[tuple[Heading, float | None]]  # the cells, in the order of each standing's `orders`
+    ties: list[tuple[Row, ...]]
 
 
 def overviews(tables: Sequence[Table]) -> list[Overview]:
@@ -112,7 +116,7 @@ def _overview(profile: str, track: str, tables: Sequence[Table]) -> Overview | N
     rows = sorted({row for table in tables for row in table.tracks[track] if not row.reference})
     if len(rows) < 2:
         return None
-    orders, draws, placed = [], [], []
+    orders, draws, placed, places = [], [], [], []
     all_cells = 0
     for table in tables:
         given = ranks(compared(table))
@@ -120,6 +124,7 @@ def _overview(profile: str, track: str, tables: Sequence[Table]) -> Overview | N
             values = _values(table, rows, fraction)
             all_cells += any(table.entry(row, fraction) is not None for row in rows)
             if values is not None:
+                places.append((table.heading, fraction))
                 orders.append(_order(values[0]))
                 draws.append(_order(values[1]))
                 placed.append([given.get((row, fraction)) == 1 for row in rows])
@@ -127,11 +132,28 @@ def _overview(profile: str, track: str, tables: Sequence[Table]) -> Overview | N
         return None
     replicates = np.mean(draws, axis=0)  # (rows, draws)
     first = np.sum(placed, axis=0)
-    standings = [Standing(row, float(mean), interval(draw), int(count))
-                 for row, mean, draw, count in zip(rows, np.mean(orders, axis=0), replicates, first, strict=True)]
+    standings = [Standing(row, float(np.mean(order)), interval(draw), int(count), tuple(map(float, order)))
+                 for row, order, draw, count in zip(rows, np.transpose(orders), replicates, first, strict=True)]
+    standings.sort(key=lambda s: (s.mean_rank, s.row))
     versions = {table.heading.task: table.heading.version for table in tables}
-    return Overview(profile, versions, track, len(orders), all_cells,
-                    sorted(standings, key=lambda s: (s.mean_rank, s.row)))
+    ties = _ties([s.row for s in standings], dict(zip(rows, replicates, strict=True)))
+    return Overview(profile, versions, track, len(orders), all_cells, standings, places, ties)
+
+
+def _ties(rows: Sequence[Row], replicates: Mapping[Row, np.ndarray]) -> list[tuple[Row, ...]]:
+    """The longest runs of two rows or more of which no two differ; a pair that cannot be compared does not differ."""
+    pairs = {pair: found for pair in combinations(rows, 2)
+             if (found := paired(replicates[pair[0]], replicates[pair[1]])) is not None}
+    adjusted = holm([found.p for found in pairs.values()])
+    differing = {pair for pair, p in zip(pairs, adjusted, strict=True) if p < LEVEL}
+    runs: list[tuple[Row, ...]] = []
+    for start in range(len(rows)):
+        stop = start + 1
+        while stop < len(rows) and not any((row, rows[stop]) in differing for row in rows[start:stop]):
+            stop += 1
+        if stop - start > 1 and (not runs or rows[stop - 1] != runs[-1][-1]):
+            runs.append(tuple(rows[start:stop]))
+    return runs
 
 
 def _values(table: Table, rows: Sequence[Row], fraction: float | None) -> tuple[np.ndarray, np.ndarray] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -70,6 +70,20 @@ def problems(folder: Path, result: Result) -> list[str]:
         return [error.what]
     return [f"{stored.name} is stored as {_shown(stored)}, the predictions give {_shown(again.get(stored.name))}"
             for stored in result.metrics if not _same(stored, again.get(stored.name))]
+
+
+def remarks(result: Result, rebuilt: Rebuilt | None) -> Iterator[str]:
+    """What a reader of a cell's numbers should be warned of. `rebuilt` is None where the cell is not applicable."""
+    provenance = result.provenance
+    for name in rebuilt.differing() if rebuilt else ():
+        yield f"the stored {name} differs from what the predictions give, which is shown"
+    if str(provenance.get("commit")).endswith("+changes"):
+        yield "computed by a working tree with changes that are in no commit"
+    if excluded := provenance.get("excluded_images"):
+        yield f"{len(excluded)} images were left out because they could not be read"
+    if note := provenance.get("method", {}).get("note"):
+        yield note
+    yield from provenance.get("notes", ())
 
 
 def _score(folder: Path, result: Result) -> Sequence[Metric]:

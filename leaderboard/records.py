@@ -47,7 +47,7 @@ def _table(table: Table) -> dict[str, Any]:
     about = {} if main is None else {"main_metric": main.name, "higher_is_better": main.higher_is_better,
                                      "range": list(main.range), "counts": main.counts}
     return _heading(table) | about | {"records": list(_records(table, comparisons)),
-                                      "comparisons": [_comparison(c) for c in comparisons]}
+                                      "comparisons": [comparison_record(c) for c in comparisons]}
 
 
 def _heading(table: Table) -> dict[str, Any]:
@@ -66,13 +66,14 @@ def _records(table: Table, comparisons: Sequence[Comparison]) -> Iterator[dict[s
         for fraction in sorted(table.entries[row], key=lambda f: -1.0 if f is None else f):
             first = dict.fromkeys(COLUMNS[len(_heading(table)):]) | {
                 "fraction": fraction, **_row(row), "reference": int(row.reference), "note": row.note}
-            for record in _metrics(table.entries[row][fraction]):
+            for record in metric_records(table.entries[row][fraction]):
                 if main is not None and record["metric"] == main.name:
                     record["rank"] = given.get((row, fraction))
                 yield first | record
 
 
-def _metrics(entry: Entry) -> Iterator[dict[str, Any]]:
+def metric_records(entry: Entry) -> Iterator[dict[str, Any]]:
+    """What is known of each metric of an entry, or why it has none."""
     if not entry.rebuilt:
         yield {"metric": None, "status": "not applicable", "runs": len(entry.not_applicable),
                "reason": "; ".join(sorted(set(entry.not_applicable)))}
@@ -81,29 +82,30 @@ def _metrics(entry: Entry) -> Iterator[dict[str, Any]]:
     for name in dict.fromkeys(name for r in entry.rebuilt for name in r.metrics):
         s = entry.metric(name)
         low, high = s.interval if s.interval is not None else (None, None)
-        yield {"metric": name, "status": "undefined" if s.mean is None else "done", "mean": _rounded(s.mean),
-               "subset_deviation": _rounded(s.subset_deviation), "head_deviation": _rounded(s.head_deviation),
-               "pretrain_deviation": _rounded(s.pretrain_deviation), "interval_low": _rounded(low),
-               "interval_high": _rounded(high), "pretrain_seeds": seeds, "runs": s.cells, "reason": s.reason}
+        yield {"metric": name, "status": "undefined" if s.mean is None else "done", "mean": rounded(s.mean),
+               "subset_deviation": rounded(s.subset_deviation), "head_deviation": rounded(s.head_deviation),
+               "pretrain_deviation": rounded(s.pretrain_deviation), "interval_low": rounded(low),
+               "interval_high": rounded(high), "pretrain_seeds": seeds, "runs": s.cells, "reason": s.reason}
 
 
-def _comparison(c: Comparison) -> dict[str, Any]:
+def comparison_record(c: Comparison) -> dict[str, Any]:
+    """A paired comparison, without its table."""
     better = None if c.better is None else "a" if c.better == c.a else "b"
-    return {"fraction": c.fraction, "a": _row(c.a), "b": _row(c.b), "difference": _rounded(c.paired.difference),
-            "standard_error": _rounded(c.paired.error), "interval": [_rounded(v) for v in c.paired.interval],
-            "p": _rounded(c.paired.p), "p_holm": _rounded(c.p_holm), "better": better,
-            "detectable": _rounded(c.paired.detectable)}
+    return {"fraction": c.fraction, "a": _row(c.a), "b": _row(c.b), "difference": rounded(c.paired.difference),
+            "standard_error": rounded(c.paired.error), "interval": [rounded(v) for v in c.paired.interval],
+            "p": rounded(c.paired.p), "p_holm": rounded(c.p_holm), "better": better,
+            "detectable": rounded(c.paired.detectable)}
 
 
 def _overview(one: Overview) -> dict[str, Any]:
-    standings = [_row(s.row) | {"mean_rank": _rounded(s.mean_rank), "best_or_tied": s.first,
-                                "interval": None if s.interval is None else [_rounded(v) for v in s.interval]}
+    standings = [_row(s.row) | {"mean_rank": rounded(s.mean_rank), "best_or_tied": s.first,
+                                "interval": None if s.interval is None else [rounded(v) for v in s.interval]}
                  for s in one.standings]
     return {"profile": one.profile, "protocol_versions": one.versions, "track": one.track, "cells": one.cells,
             "all_cells": one.all_cells, "methods": standings}
 
 
-def _rounded(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
     """Six significant digits: what differs beyond them is the machine's arithmetic."""
     return None if value is None else float(f"{value:.6g}")
 

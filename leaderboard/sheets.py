@@ -29,6 +29,10 @@ INTRODUCTION = (
     "power of 80 % (two-sided 5 %, before Holm): 2.8 standard errors of the paired difference. "
     f'"{NOT_RUN}" is not "not applicable", which has its reason below the table.',
 )
+DIFFERENCE = (f"Difference to `{BASELINE}` (untrained encoder) with its 95 % interval in the same draws; in round "
+              "brackets the smallest difference that these data show with a power of 80 %.")
+VARIATION = ("Variation, not sampling error: standard deviation over the seeds of the training subset, of the head, "
+             "and of pre-training, the other seeds averaged.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,28 +78,26 @@ def sheets(known: Known) -> list[Sheet]:
 
 
 def _overview(overview: Overview) -> Sheet:
-    versions = ", ".join(f"{task} {version}" for task, version in sorted(overview.versions.items()))
-    caption = (f"Over the {overview.cells} of {overview.all_cells} cells (table and fraction) in which all methods "
-               "have a value: mean rank in the order of the values, 1 is best; its 95 % interval orders them anew in "
-               "each draw. Best or tied: cells in which no method is significantly better.")
-    lines = [Line(s.row.label, (Shown(f"{s.mean_rank:.2f}", _interval(s.interval, ".2f")), Shown(str(s.first))))
+    lines = [Line(s.row.label, (Shown(f"{s.mean_rank:.2f}", interval_text(s.interval, ".2f")), Shown(str(s.first))))
              for s in overview.standings]
+    versions = ", ".join(f"{task} {version}" for task, version in sorted(overview.versions.items()))
     return Sheet(f"Overview of track {overview.track}: profile {overview.profile}, protocol versions {versions}",
-                 caption, ["method", "mean rank", "best or tied"], lines, _marks(s.row for s in overview.standings))
+                 overview_caption(overview), ["method", "mean rank", "best or tied"], lines,
+                 marks(s.row for s in overview.standings))
 
 
 def _values(table: Table, comparisons: Sequence[Comparison]) -> Sheet:
     """The main metric at each fraction, then more metrics of a task that trains nothing."""
     main = table.main
     name = main.name if main else ""
-    others, given = _others(table, name), ranks(comparisons)
+    others, given = other_metrics(table, name), ranks(comparisons)
     notes = _Footnotes()
 
     def line(row: Row) -> Line:
         values = [_value(table, row, f, name, given.get((row, f)), notes) for f in table.fractions]
         return Line(_label(table, row), (*values, *(_plain(table.summary(row, None, other)) for other in others)))
 
-    sheet = Sheet(_section(table), _about(main), ["method", *_columns(table, name), *others])
+    sheet = Sheet(section(table), about(main), ["method", *columns(table, name), *others])
     for track, rows in table.tracks.items():
         ranked, references = [r for r in rows if not r.reference], [r for r in rows if r.reference]
         sheet.lines += [Line(f"track {track}")] * (len(table.tracks) > 1)
@@ -103,27 +105,23 @@ def _values(table: Table, comparisons: Sequence[Comparison]) -> Sheet:
         inside = [c for c in comparisons if c.a in ranked]
         if inside:
             sheet.lines.append(Line("detectable difference", tuple(
-                Shown(_largest(c.paired.detectable for c in inside if c.fraction == f)) for f in table.fractions
+                Shown(detectable(inside, f)) for f in table.fractions
             ) + (Shown(),) * len(others), aside=True))
         sheet.lines += [Line("references")] * bool(references and ranked)
         sheet.lines += [line(row) for row in references]
-    sheet.footnotes = [*_marks(table.entries), *notes.lines()]
+    sheet.footnotes = [*marks(table.entries), *notes.lines()]
     return sheet
 
 
 def _differences(table: Table) -> Sheet:
     """Each row minus the untrained encoder of the same recipe, in the same draws."""
-    main = table.main
-    name = main.name if main else ""
+    name = table.main.name if table.main else ""
 
     def shown(row: Row, fraction: float | None) -> Shown:
-        base = next((r for r in table.entries if r.method == BASELINE and r.recipe == row.recipe), row)
-        found = None if base == row else difference(table, row, base, fraction, name)
-        return Shown("-") if found is None else _signed(found)
+        found = from_baseline(table, row, fraction)
+        return Shown("-") if found is None else signed(found)
 
-    caption = (f"Difference to `{BASELINE}` (untrained encoder) with its 95 % interval in the same draws; in round "
-               "brackets the smallest difference that these data show with a power of 80 %.")
-    return Sheet(_section(table), caption, ["method", *_columns(table, name)], _lines(table, shown, Shown("-")))
+    return Sheet(section(table), DIFFERENCE, ["method", *columns(table, name)], _lines(table, shown, Shown("-")))
 
 
 def _variation(table: Table) -> Sheet:
@@ -132,14 +130,9 @@ def _variation(table: Table) -> Sheet:
     name = main.name if main else ""
 
     def shown(row: Row, fraction: float | None) -> Shown:
-        s = table.summary(row, fraction, name)
-        kinds = () if s is None else (("subset", s.subset_deviation), ("head", s.head_deviation),
-                                      ("pre-training", s.pretrain_deviation))
-        return Shown(", ".join(f"{kind} {value:.3f}" for kind, value in kinds if value is not None))
+        return Shown(variation(table.summary(row, fraction, name)))
 
-    caption = ("Variation, not sampling error: standard deviation over the seeds of the training subset, of the head, "
-               "and of pre-training, the other seeds averaged.")
-    return Sheet(_section(table), caption, ["method", *_columns(table, name)], _lines(table, shown, Shown()))
+    return Sheet(section(table), VARIATION, ["method", *columns(table, name)], _lines(table, shown, Shown()))
 
 
 def _lines(table: Table, shown: Callable[[Row, float | None], Shown], empty: Shown) -> list[Line]:
@@ -152,12 +145,12 @@ def _lines(table: Table, shown: Callable[[Row, float | None], Shown], empty: Sho
 # --------------------------------------------------------------------------------------------- the parts
 
 
-def _section(table: Table) -> str:
+def section(table: Table) -> str:
     h = table.heading
     return f"{h.task} ({h.mode}) on {h.dataset} / {h.target}: profile {h.profile}, protocol version {h.version}"
 
 
-def _about(main: Metric | None) -> str:
+def about(main: Metric | None) -> str:
     if main is None:
         return "No cell has a value."
     counts = ", ".join(f"{name} {count}" for name, count in sorted(main.counts.items()))
@@ -166,15 +159,27 @@ def _about(main: Metric | None) -> str:
     return about + (f" Test: {counts}." if counts else "")
 
 
-def _columns(table: Table, name: str) -> list[str]:
+def columns(table: Table, name: str) -> list[str]:
     return [name if fraction is None else f"{fraction:.0%}" for fraction in table.fractions]
 
 
+def overview_caption(overview: Overview) -> str:
+    return (f"Over the {overview.cells} of {overview.all_cells} cells (table and fraction) in which all methods have a "
+            "value: mean rank in the order of the values, 1 is best; its 95 % interval orders them anew in each draw. "
+            "Best or tied: cells in which no method is significantly better.")
+
+
 def _label(table: Table, row: Row) -> str:
+    seeds = seeds_text(table, row)
+    return f"{row.label}, {seeds}" if seeds else row.label
+
+
+def seeds_text(table: Table, row: Row) -> str:
+    """What the numbers of a method speak of; empty for a reference."""
     seeds = table.seeds(row)
     if row.reference or not seeds:
-        return row.label
-    return f"{row.label}, " + ("this checkpoint" if seeds == 1 else f"{seeds} seeds")
+        return ""
+    return "this checkpoint" if seeds == 1 else f"{seeds} seeds"
 
 
 def _value(table: Table, row: Row, fraction: float | None, name: str, rank: int | None, notes: _Footnotes) -> Shown:
@@ -190,10 +195,10 @@ def _value(table: Table, row: Row, fraction: float | None, name: str, rank: int 
     expected = table.expected_runs(row, fraction)
     if not row.reference and len(entry.rebuilt) < expected:
         after.append(f"{len(entry.rebuilt)} of {expected} runs")
-    return Shown(f"{summary.mean:.3f}", _interval(summary.interval), ", ".join(after), bold=rank == 1)
+    return Shown(f"{summary.mean:.3f}", interval_text(summary.interval), ", ".join(after), bold=rank == 1)
 
 
-def _others(table: Table, main: str) -> list[str]:
+def other_metrics(table: Table, main: str) -> list[str]:
     """Metrics that a task without training shows beside its main one, where it has them."""
     if table.fractions != [None]:
         return []
@@ -206,20 +211,34 @@ def _plain(summary: Summary | None) -> Shown:
     return Shown("" if summary is None or summary.mean is None else f"{summary.mean:.3f}")
 
 
-def _signed(found: Paired) -> Shown:
-    return Shown(f"{found.difference:+.3f}", _interval(found.interval, "+.3f"), f"({found.detectable:.3f})")
+def from_baseline(table: Table, row: Row, fraction: float | None) -> Paired | None:
+    """A row minus the untrained encoder of its recipe in the main metric; None where one has no value."""
+    base = next((r for r in table.entries if r.method == BASELINE and r.recipe == row.recipe), row)
+    return None if base == row or table.main is None else difference(table, row, base, fraction, table.main.name)
 
 
-def _largest(values: Iterable[float]) -> str:
-    found = list(values)
+def variation(summary: Summary | None) -> str:
+    """The deviations over each kind of seed, as far as there are several seeds."""
+    kinds = () if summary is None else (("subset", summary.subset_deviation), ("head", summary.head_deviation),
+                                        ("pre-training", summary.pretrain_deviation))
+    return ", ".join(f"{kind} {value:.3f}" for kind, value in kinds if value is not None)
+
+
+def signed(found: Paired) -> Shown:
+    return Shown(f"{found.difference:+.3f}", interval_text(found.interval, "+.3f"), f"({found.detectable:.3f})")
+
+
+def detectable(comparisons: Iterable[Comparison], fraction: float | None) -> str:
+    """The largest of the detectable differences at a fraction."""
+    found = [c.paired.detectable for c in comparisons if c.fraction == fraction]
     return f"{max(found):.3f}" if found else ""
 
 
-def _interval(interval: tuple[float, float] | None, form: str = ".3f") -> str:
+def interval_text(interval: tuple[float, float] | None, form: str = ".3f") -> str:
     return "" if interval is None else f"[{interval[0]:{form}}, {interval[1]:{form}}]"
 
 
-def _marks(rows: Iterable[Row]) -> list[str]:
+def marks(rows: Iterable[Row]) -> list[str]:
     """What a reader must know of the methods that are marked with a star."""
     return sorted({f"* {row.method}: {row.note}." for row in rows if row.note})
 

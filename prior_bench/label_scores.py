@@ -57,7 +57,7 @@ def macro_auroc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 def score(found: Predictions) -> tuple[Metric, ...]:
     """All metrics of labelled predictions, the macro AUROC first."""
-    data = _Labelled.read(found)
+    data = Labelled.read(found)
     metrics = [data.macro("auroc_macro", data.each(ranking.auroc)),
                data.macro("auprc_macro", data.each(ranking.average_precision))]
     if data.predicted is not None:
@@ -76,7 +76,7 @@ def replicates(found: Predictions, draws: Mapping[str, np.ndarray]) -> dict[str,
     """Bootstrap replicates of `score`'s metrics, except the calibration error, whose bins would move with the draw."""
     from prior_bench.statistics import Bootstrap, quotient
 
-    data = _Labelled.read(found)
+    data = Labelled.read(found)
     bootstrap = Bootstrap(data.groups, draws)
     scored = [i for i, problem in enumerate(data.problems) if not problem]
     auroc = {i: bootstrap.auroc(data.scores[:, i], data.labels[:, i]) for i in scored}
@@ -106,7 +106,7 @@ def p_values(found_a: Predictions, found_b: Predictions) -> dict[str, tuple[str,
     """DeLong's test of each class's AUROC and, of exclusive classes, sign flips of accuracy; both over leak groups."""
     from prior_bench.paired_tests import delong, sign_flip
 
-    a, b = _Labelled.read(found_a), _Labelled.read(found_b)
+    a, b = Labelled.read(found_a), Labelled.read(found_b)
     if found_a.table.column("image") != found_b.table.column("image"):
         raise ValueError("the predictions are not of the same images in the same order")
     result = {}
@@ -122,7 +122,7 @@ def p_values(found_a: Predictions, found_b: Predictions) -> dict[str, tuple[str,
 
 
 @dataclass(frozen=True, slots=True)
-class _Labelled:
+class Labelled:
     """A labelled predictions table as arrays."""
 
     classes: list[str]
@@ -136,7 +136,7 @@ class _Labelled:
     in_macro: np.ndarray  # (C,) bool
 
     @classmethod
-    def read(cls, found: Predictions) -> _Labelled:
+    def read(cls, found: Predictions) -> Labelled:
         extra, table = found.extra, found.table
         classes = list(extra["classes"])
         scores = np.stack([_column(table, f"score_{c}") for c in classes], axis=1)

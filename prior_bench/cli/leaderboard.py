@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prior_bench.cli.common import CacheOption, PluginOption, add_plugins, cache_folder, verb
+from prior_bench.cli.common import CacheOption, DataRootOption, PluginOption, add_plugins, cache_folder, comma, verb
 
 
 @verb
@@ -18,13 +18,23 @@ def leaderboard(
     from_: Annotated[list[Path] | None, typer.Option(
         "--from", help="An archive of `prior-bench submit` to verify and add first; may be repeated.",
         show_default=False)] = None,
+    html: Annotated[Path | None, typer.Option(
+        help="Write a page too, a static site that opens from disk, into this folder.", show_default=False)] = None,
+    figures: Annotated[Path | None, typer.Option(
+        help="Draw the plots too, for papers: PNG and SVG into this folder.", show_default=False)] = None,
+    examples_of: Annotated[str | None, typer.Option(
+        help="Data sets, by comma, whose real images the page may show; their owners may forbid to pass them on.",
+        show_default=False)] = None,
     published: Annotated[bool, typer.Option(
         "--published", help="Add the numbers that papers print, apart from the results and never ranked.")] = False,
+    data_root: DataRootOption = None,
     cache: CacheOption = None,
     plugin: PluginOption = None,
 ) -> None:
     """Write the tables (Markdown, CSV, JSON, LaTeX) from results, every number rebuilt from the saved predictions."""
+    from prior_bench import plugins
     from prior_bench.leaderboard import files
+    from prior_bench.leaderboard.page import INDEX, Site
     from prior_bench.results import check_writable
 
     add_plugins(plugin)
@@ -35,7 +45,14 @@ def leaderboard(
         typer.echo(f"added {new} cells to {results}; {known} were there already")
     folder = output or results
     if results.is_dir():  # else reading it says what is wrong with it
-        check_writable(folder, 1 << 20, "--output")
-    for warning in files.write(results, folder, cache_folder(cache) / "leaderboard", published):
+        for wanted, mebibytes, option in ((folder, 1, "--output"), (html, 32, "--html"), (figures, 32, "--figures")):
+            if wanted is not None:
+                check_writable(wanted, mebibytes << 20, option)
+    for name in comma(examples_of):
+        plugins.load("datasets", name)  # a name that is none is told now
+    caches = cache_folder(cache)
+    site = None if html is None else Site(html, caches, data_root, tuple(comma(examples_of)))
+    for warning in files.write(results, folder, caches / "leaderboard", published, site, figures):
         typer.echo(f"warning: {warning}", err=True)
-    typer.echo(f"wrote {', '.join(str(folder / name) for name in files.FILES)}")
+    written = [*(folder / name for name in files.FILES), html and html / INDEX, figures]
+    typer.echo(f"wrote {', '.join(str(path) for path in written if path is not None)}")

@@ -63,6 +63,8 @@ def find(folder: Path, name: str) -> Path:
 
 def describe(result: Result, rebuilt: Rebuilt | None, in_tables: bool) -> Iterator[str]:
     """The lines to print. `rebuilt` is None where the cell is not applicable."""
+    from prior_bench.leaderboard.rebuild import remarks
+
     yield result.cell.name
     for name, value in _identity(result.cell).items():
         yield f"  {name:10}{value}"
@@ -74,7 +76,9 @@ def describe(result: Result, rebuilt: Rebuilt | None, in_tables: bool) -> Iterat
         if values:
             yield from ["", f"{title}:", _yaml(values)]
     yield ""
-    yield from (f"warning: {text}" for text in _warnings(result, rebuilt, in_tables))
+    if not in_tables:
+        yield "warning: the tables leave this cell out: the folder has newer weights, data or settings"
+    yield from (f"warning: {text}" for text in remarks(result, rebuilt))
 
 
 def _identity(cell: Cell) -> dict[str, str]:
@@ -114,18 +118,3 @@ def _yaml(values: Mapping[str, Any]) -> str:
 
     text = yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
     return "\n".join(f"  {line}" for line in text.splitlines())
-
-
-def _warnings(result: Result, rebuilt: Rebuilt | None, in_tables: bool) -> Iterator[str]:
-    provenance = result.provenance
-    if not in_tables:
-        yield "the tables leave this cell out: the folder has newer weights, data or settings"
-    for name in rebuilt.differing() if rebuilt else ():
-        yield f"the stored {name} differs from what the predictions give, which is shown"
-    if str(provenance.get("commit")).endswith("+changes"):
-        yield "computed by a working tree with changes that are in no commit"
-    if excluded := provenance.get("excluded_images"):
-        yield f"{len(excluded)} images were left out because they could not be read"
-    if note := provenance.get("method", {}).get("note"):
-        yield note
-    yield from provenance.get("notes", ())

@@ -107,7 +107,7 @@ def _picture(dataset: Dataset, id: str) -> tuple[Image.Image, list[tuple[str, tu
         if target.kind == "mask":
             colour = colours[name, 0]
             mask = np.asarray(Image.fromarray(dataset.load_mask(name, id)).resize(size, Image.Resampling.NEAREST))
-            pixels[_outline(mask == 1)] = colour  # the texture inside stays as it is
+            pixels[outline(mask == 1)] = colour  # the texture inside stays as it is
             pixels[mask == IGNORE] *= 0.35
             legend.append((f"{name}: {(mask == 1).mean():.1%} of the image" + _ignored(mask), colour))
         else:
@@ -125,7 +125,7 @@ def _picture(dataset: Dataset, id: str) -> tuple[Image.Image, list[tuple[str, tu
     return picture, legend
 
 
-def _outline(mask: np.ndarray) -> np.ndarray:
+def outline(mask: np.ndarray) -> np.ndarray:
     """The pixels of a mask (H, W) that have a neighbour above, below, left or right outside it."""
     padded = np.pad(mask, 1)
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]

@@ -95,3 +95,12 @@ def test_submit_and_add(call, committed, tmp_path):
     refused = call("leaderboard", "new", "--from", "results.zip", code=2)
     assert "error: the archive is refused: it is no whole zip file" in refused
     assert "nothing was added" in refused
+
+
+def test_figures(call, committed, tmp_path):
+    committed("prior_classification_*_1_s0_*", "random_classification_*_1_s0_*")
+    text = call("leaderboard", "results", "--figures", "drawn")
+    assert "drew 4 figures, as PNG and SVG, into drawn" in text
+    assert sorted({f.name.partition("-phantom")[0] for f in (tmp_path / "drawn").iterdir()}) == [
+        "labels", "precision-recall", "reliability", "roc"]
+    assert "cannot write" in call("leaderboard", "results", "--figures", "results/leaderboard.csv", code=2)

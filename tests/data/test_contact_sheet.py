@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from prior_bench.data.contact_sheet import COLUMNS, GAP, TILE, _outline, contact_sheet
+from prior_bench.data.contact_sheet import COLUMNS, GAP, TILE, contact_sheet, outline
 
 
 def test_sheet(toy):
@@ -33,7 +33,7 @@ def test_an_outline_has_the_pixels_at_the_edge():
     mask[1:, 1:5] = True  # four by four, down to the border of the image
     expected = mask.copy()
     expected[2:4, 2:4] = False
-    np.testing.assert_array_equal(_outline(mask), expected)
+    np.testing.assert_array_equal(outline(mask), expected)
 
 
 def test_more_than_there_is(toy_class):

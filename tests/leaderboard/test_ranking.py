@@ -103,3 +103,27 @@ def test_pretraining_seeds_are_drawn_with_the_groups():
     assert values_sheet.lines[0].cells[0].after == "3 of 4 runs"
     assert variation.lines[0].cells[0].text.startswith("subset ")
     assert f"pre-training {summary.pretrain_deviation:.3f}" in variation.lines[0].cells[0].text
+
+
+@given(st.lists(st.sampled_from([0.6, 0.61, 0.63, 0.7]), min_size=2, max_size=6), st.integers(0, 30))
+def test_ties_join_neighbours_of_which_no_two_differ(means, seed):
+    """Against a loop over all runs of neighbours, by the pairs' p-values from scratch."""
+    methods = "abcdef"[: len(means)]
+    cells = [replicates(means, 0.005 * (k + 1), seed=seed + k) for k in range(4)]
+    (overview,) = ranking.overviews(tabled([], [
+        rebuilt(m, v, task=task, fraction=f) for (task, f), part in zip(
+            [("classification", 0.1), ("classification", 1.0), ("zero-shot", None), ("zero-shot", 0.1)], cells,
+            strict=True) for m, v in zip(methods, part, strict=True)]))
+    draws = np.mean([rankdata(-part, axis=0) for part in cells], axis=0)
+    pairs = list(combinations(range(len(means)), 2))
+    p = []
+    for i, j in pairs:
+        difference = draws[i] - draws[j]
+        error = difference.std(ddof=1)
+        p.append(2 * norm.sf(abs(difference.mean()) / error) if error > 0 else float(difference.mean() == 0))
+    differ = {frozenset(methods[i] for i in pair) for pair, q in zip(pairs, holm(p), strict=True) if q < 0.05}
+    order = [s.row.method for s in overview.standings]
+    runs = [order[i:j] for i in range(len(order)) for j in range(i + 2, len(order) + 1)
+            if not any(frozenset(pair) in differ for pair in combinations(order[i:j], 2))]
+    longest = [run for run in runs if not any(set(run) < set(other) for other in runs)]
+    assert [[row.method for row in tie] for tie in overview.ties] == longest
