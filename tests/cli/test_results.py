@@ -8,10 +8,17 @@ import pytest
 from typer.testing import CliRunner
 
 from prior_bench.cli import app
+from prior_bench.leaderboard.truth import AtHand
 
 CELL = "prior_zero-shot_zero-shot_phantom_phantom-5x40_p0_82e6233e3cda"
 PATTERN = "*_zero-shot_zero-shot_phantom_phantom-5x40_*"
 LINEAR = "*_classification_linear_phantom_findings_0.1_s0_*"
+
+
+@pytest.fixture(autouse=True)
+def no_data_set_is_here(monkeypatch):
+    """The phantom would be made first; tests/leaderboard/test_truth.py has data sets."""
+    monkeypatch.setattr(AtHand, "_open", lambda self, name, left_out: self.missing.update({name: "not here"}))
 
 
 @pytest.fixture
@@ -86,9 +93,12 @@ def test_score(call, committed):
 
 def test_submit_and_add(call, committed, tmp_path):
     committed(PATTERN)
-    assert "wrote results.zip: 3 cells" in call("submit", "results")
+    said = call("submit", "results")
+    assert "wrote results.zip: 3 cells" in said
+    assert "warning: labels were not held against phantom: not here" in said
     text = call("leaderboard", "new", "--from", "results.zip")
     assert "added 3 cells to new; 0 were there already" in text
+    assert "warning: labels were not held against phantom: not here" in text
     assert "0.931" in (tmp_path / "new" / "LEADERBOARD.md").read_text()
     assert "added 0 cells to new; 3 were there" in call("leaderboard", "new", "--from", "results.zip")
     (tmp_path / "results.zip").write_bytes(b"no zip")
