@@ -33,6 +33,7 @@ from prior_bench.results import (
     predictions_path,
     read_results,
     result_path,
+    some_results,
     sync_folder,
     write_file,
 )
@@ -74,9 +75,7 @@ class Done:
 
 def pack(folder: Path, archive: Path, at_hand: AtHand) -> Done:
     """Write all results of a folder into an archive. Refuses what `add` would refuse."""
-    found = list(read_results(folder))
-    if not found:
-        raise UserError("there are no results to pack", where=str(folder))
+    found = some_results(folder)
     files = [path for result in found for path in _files(folder, result)]
     _check_numbers(folder, found)
     digests = {path.name: digest_file(path) for path in sorted(files)}

@@ -158,6 +158,14 @@ def read_results(folder: Path) -> Iterator[Result]:
     yield from map(read_result, result_files(folder))
 
 
+def some_results(folder: Path) -> list[Result]:
+    """All results of a folder that has any."""
+    found = list(read_results(folder))
+    if not found:
+        raise UserError("there are no results", where=str(folder), expected="a folder that `prior-bench run` wrote")
+    return found
+
+
 def read_result(path: Path) -> Result:
     """One result, strictly: a field that the schema does not know, lacks, or has in another type is a UserError."""
     try:

@@ -149,7 +149,7 @@ def test_only_what_would_be_accepted_is_packed(folder, tmp_path):
     with pytest.raises(UserError, match="are missing"):
         pack(folder, tmp_path / "a.zip")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no results to pack"):
+    with pytest.raises(UserError, match="there are no results"):
         pack(tmp_path / "empty", tmp_path / "a.zip")
     assert not (tmp_path / "a.zip").exists()
 
