@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import prior_bench
 from prior_bench.digests import digest_file
@@ -259,7 +260,7 @@ def _check_files(archive: Path, manifest: Manifest, stage: Path, found: Sequence
 
 
 def _check_table(path: Path) -> None:
-    """A table's sizes as its footer declares them: a small file can hold a very large one."""
+    """A table's sizes as its footer declares them, and those of its texts: a small file can hold a very large table."""
     import pyarrow
     import pyarrow.parquet
 
@@ -267,11 +268,36 @@ def _check_table(path: Path) -> None:
         footer = pyarrow.parquet.read_metadata(path)
         chunks = [footer.row_group(group).column(column)
                   for group in range(footer.num_row_groups) for column in range(footer.num_columns)]
+        size, values = sum(chunk.total_uncompressed_size for chunk in chunks), sum(chunk.num_values for chunk in chunks)
+        if size <= MAX_TABLE_BYTES and max(values, footer.num_rows) <= MAX_TABLE_VALUES:
+            size += sum(_repeated(path, footer, column) for column in range(footer.num_columns))
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"the predictions are no Parquet file ({error})", where=str(path)) from error
-    size, values = sum(chunk.total_uncompressed_size for chunk in chunks), sum(chunk.num_values for chunk in chunks)
     if size > MAX_TABLE_BYTES or max(values, footer.num_rows) > MAX_TABLE_VALUES:
         raise UserError(f"the predictions would unpack to {values} values, {size / 2**20:.0f} MiB", where=str(path))
+
+
+def _repeated(path: Path, footer: Any, column: int) -> int:
+    """Bytes of a column of texts once its dictionary is unpacked: one long text, stored once, may be in every row."""
+    import pyarrow.compute
+    import pyarrow.parquet
+
+    chunks = [footer.row_group(group).column(column) for group in range(footer.num_row_groups)]
+    values, about = sum(chunk.num_values for chunk in chunks), footer.schema.column(column)
+    if about.physical_type == "FIXED_LEN_BYTE_ARRAY":
+        return int(values * about.length)
+    if about.physical_type != "BYTE_ARRAY" or values * sum(c.total_uncompressed_size for c in chunks) < MAX_TABLE_BYTES:
+        return 0
+    total = 0
+    table = pyarrow.parquet.ParquetFile(path, read_dictionary=[about.path]).read(columns=[about.path])
+    for part in table.column(0).chunks:
+        while pyarrow.types.is_list(part.type):
+            part = part.flatten()
+        if not pyarrow.types.is_dictionary(part.type):
+            raise UserError(f"the predictions have a column of a kind that none has: {part.type}", where=str(path))
+        lengths = pyarrow.compute.binary_length(part.dictionary)
+        total += pyarrow.compute.sum(lengths.take(part.indices)).as_py() or 0
+    return total
 
 
 def _check_numbers(folder: Path, found: Iterable[Result]) -> None:

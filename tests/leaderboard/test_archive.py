@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import stat
 import warnings
 import zipfile
@@ -261,6 +262,34 @@ def test_a_bomb_is_refused_before_it_is_unpacked(packed, target, monkeypatch):
 def test_limits(packed, target, monkeypatch, limit, reason):
     monkeypatch.setattr(archive, limit, 3)
     refused(packed, target, reason)
+
+
+def long_texts(path, nested):
+    """A table of half a KiB, in which one text of 100 KB stands 60,000 times."""
+    rows, many = 30_000, 60_000
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * many, pa.int32()), pa.array(["x" * 100_000]))
+    column = pa.ListArray.from_arrays(pa.array(range(0, many + 1, 2), pa.int32()), repeated) if nested else repeated
+    table = pa.table({"group": column, "n": range(rows if nested else many)})
+    pyarrow.parquet.write_table(table, path, compression="zstd", store_schema=False)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_text_that_is_repeated_is_a_bomb_too(packed, target, tmp_path, nested):
+    files = unzipped(packed)
+    with_table(lambda path: long_texts(path, nested))(files, tmp_path / "scratch")
+    assert len(files[f"{CELL}.parquet"]) < 1 << 20
+    zipped(packed, files)
+    refused(packed, target, r"the predictions would unpack to \d+ values, 572\d MiB")
+
+
+def test_texts_are_counted_as_they_are(tmp_path, monkeypatch):
+    rng = random.Random(0)
+    texts = [rng.choice(["a", "bcd", "efghi"]) for _ in range(1000)]
+    monkeypatch.setattr(archive, "MAX_TABLE_BYTES", 0)
+    for column in (pa.array(texts), pa.array([texts[:400], [], texts[400:]])):
+        pyarrow.parquet.write_table(pa.table({"x": column}), tmp_path / "t.parquet")
+        footer = pyarrow.parquet.read_metadata(tmp_path / "t.parquet")
+        assert archive._repeated(tmp_path / "t.parquet", footer, 0) == sum(map(len, texts))
 
 
 def test_a_size_that_is_not_as_declared(packed, target):
