@@ -1,8 +1,9 @@
 """Results as one archive: `submit` packs them, `leaderboard --from` believes nothing of what it is given.
 
-An archive is a zip of `manifest.json` (a digest of every file) and the one or two files of each cell; the same results
-give the same bytes. On reading, names and sizes are looked at before anything is unpacked; files go to a folder of
-their own, where digests, schema and tables are checked and every number is recomputed from the predictions. Only then
+An archive is a zip of `manifest.json` (a digest of every file, and the manifests of the data sets that were at hand)
+and the one or two files of each cell; the same results give the same bytes. On reading, names and sizes are looked at
+before anything is unpacked; files go to a folder of their own, where digests, schema and tables are checked, every
+number is recomputed from the predictions, and these are held against the data sets that are here (truth.py). Only then
 all cells move into the results folder, predictions first, so that a kill on the way leaves whole cells.
 """
 
@@ -18,11 +19,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import prior_bench
 from prior_bench.digests import digest_file
 from prior_bench.errors import UserError
 from prior_bench.leaderboard.rebuild import problems
+from prior_bench.leaderboard.truth import AtHand, DataManifest, check
 from prior_bench.results import (
     check_predictions,
     check_writable,
@@ -31,13 +34,15 @@ from prior_bench.results import (
     predictions_path,
     read_results,
     result_path,
+    some_results,
     sync_folder,
     write_file,
 )
 from prior_bench.types import Result
 
 MANIFEST = "manifest.json"
-SCHEMA = 1
+SCHEMA = 2
+READ = (1, SCHEMA)  # 1 had no manifests of data sets
 MAX_FILES = 100_000
 MAX_BYTES = 16 << 30  # of all files unpacked
 MAX_TEXT = 64 << 20  # of one JSON file: it is read whole
@@ -53,22 +58,31 @@ class Manifest:
 
     prior_bench: str  # version that packed it
     files: dict[str, str]  # digests by name
+    data: tuple[DataManifest, ...] = ()  # of the data sets that were at hand
     schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What was packed or added."""
+
+    cells: int  # that are new
+    known: int  # that were there already, with the same content
+    unchecked: dict[str, str]  # data sets that the predictions were not held against, with why
 
 
 # -------------------------------------------------------------------------------------------- packing
 
 
-def pack(folder: Path, archive: Path) -> int:
-    """Write all results of a folder into an archive; returns the number of cells. Refuses what `add` would refuse."""
-    found = list(read_results(folder))
-    if not found:
-        raise UserError("there are no results to pack", where=str(folder))
+def pack(folder: Path, archive: Path, at_hand: AtHand) -> Done:
+    """Write all results of a folder into an archive. Refuses what `add` would refuse."""
+    found = some_results(folder)
     files = [path for result in found for path in _files(folder, result)]
     _check_numbers(folder, found)
-    manifest = Manifest(prior_bench.__version__, {path.name: digest_file(path) for path in sorted(files)})
+    digests = {path.name: digest_file(path) for path in sorted(files)}
+    manifest = Manifest(prior_bench.__version__, digests, check(folder, found, at_hand))
     write_file(archive, lambda temporary: _write(temporary, manifest, files))
-    return len(found)
+    return Done(len(found), 0, at_hand.missing)
 
 
 def _files(folder: Path, result: Result) -> list[Path]:
@@ -95,12 +109,8 @@ def _entry(name: str) -> zipfile.ZipInfo:
 # -------------------------------------------------------------------------------------------- adding
 
 
-def add(archives: Sequence[Path], folder: Path) -> tuple[int, int]:
-    """Verify archives and add their cells to a results folder, all or, where anything is wrong, none.
-
-    Returns:
-        How many cells are new, and how many were there already with the same content.
-    """
+def add(archives: Sequence[Path], folder: Path, at_hand: AtHand) -> Done:
+    """Verify archives and add their cells to a results folder, all or, where anything is wrong, none."""
     if folder.exists() and not folder.is_dir():
         raise UserError("the results folder is a file", where=str(folder),
                         fix="name the results folder, and each archive by a --from of its own")
@@ -110,13 +120,13 @@ def add(archives: Sequence[Path], folder: Path) -> tuple[int, int]:
     with TemporaryDirectory(prefix=".from-", dir=folder) as staging:
         for number, archive in enumerate(archives):
             stage = Path(staging) / str(number)
-            for result in _verified(archive, stage):
+            for result in _verified(archive, stage, at_hand):
                 if _is_known(archive, result, stage, folder, new):
                     known += 1
                 else:
                     new[result.cell.name] = _files(stage, result)
         _move([path for files in new.values() for path in files], folder)
-    return len(new), known
+    return Done(len(new), known, at_hand.missing)
 
 
 def _is_known(archive: Path, result: Result, stage: Path, folder: Path, new: dict[str, list[Path]]) -> bool:
@@ -150,7 +160,7 @@ def _move(files: Sequence[Path], folder: Path) -> None:
 # ------------------------------------------------------------------------------------------ verifying
 
 
-def _verified(archive: Path, stage: Path) -> list[Result]:
+def _verified(archive: Path, stage: Path, at_hand: AtHand) -> list[Result]:
     """Unpack an archive into the new folder `stage` and return its results; anything amiss is a UserError."""
     if not archive.is_file():
         raise UserError("the archive does not exist", where=str(archive), fix="check --from")
@@ -173,6 +183,7 @@ def _verified(archive: Path, stage: Path) -> list[Result]:
         found = list(read_results(stage))
         _check_files(archive, manifest, stage, found)
         _check_numbers(stage, found)
+        _check_data(manifest, check(stage, found, at_hand))
     except UserError as error:
         raise _refused(archive, Path(error.where).name, error.what) from error
     return found
@@ -215,7 +226,7 @@ def _bad_entry(entry: zipfile.ZipInfo) -> str:
 
 def _read_manifest(archive: Path, packed: zipfile.ZipFile) -> Manifest:
     try:
-        return parse_json(Manifest, packed.read(MANIFEST).decode(), SCHEMA)
+        return parse_json(Manifest, packed.read(MANIFEST).decode(), *READ)
     except KeyError as error:
         raise _refused(archive, MANIFEST, "there is no manifest") from error
     except ValueError as error:
@@ -249,7 +260,7 @@ def _check_files(archive: Path, manifest: Manifest, stage: Path, found: Sequence
 
 
 def _check_table(path: Path) -> None:
-    """A table's sizes as its footer declares them: a small file can hold a very large one."""
+    """A table's sizes as its footer declares them, and those of its texts: a small file can hold a very large table."""
     import pyarrow
     import pyarrow.parquet
 
@@ -257,11 +268,36 @@ def _check_table(path: Path) -> None:
         footer = pyarrow.parquet.read_metadata(path)
         chunks = [footer.row_group(group).column(column)
                   for group in range(footer.num_row_groups) for column in range(footer.num_columns)]
+        size, values = sum(chunk.total_uncompressed_size for chunk in chunks), sum(chunk.num_values for chunk in chunks)
+        if size <= MAX_TABLE_BYTES and max(values, footer.num_rows) <= MAX_TABLE_VALUES:
+            size += sum(_repeated(path, footer, column) for column in range(footer.num_columns))
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"the predictions are no Parquet file ({error})", where=str(path)) from error
-    size, values = sum(chunk.total_uncompressed_size for chunk in chunks), sum(chunk.num_values for chunk in chunks)
     if size > MAX_TABLE_BYTES or max(values, footer.num_rows) > MAX_TABLE_VALUES:
         raise UserError(f"the predictions would unpack to {values} values, {size / 2**20:.0f} MiB", where=str(path))
+
+
+def _repeated(path: Path, footer: Any, column: int) -> int:
+    """Bytes of a column of texts once its dictionary is unpacked: one long text, stored once, may be in every row."""
+    import pyarrow.compute
+    import pyarrow.parquet
+
+    chunks = [footer.row_group(group).column(column) for group in range(footer.num_row_groups)]
+    values, about = sum(chunk.num_values for chunk in chunks), footer.schema.column(column)
+    if about.physical_type == "FIXED_LEN_BYTE_ARRAY":
+        return int(values * about.length)
+    if about.physical_type != "BYTE_ARRAY" or values * sum(c.total_uncompressed_size for c in chunks) < MAX_TABLE_BYTES:
+        return 0
+    total = 0
+    table = pyarrow.parquet.ParquetFile(path, read_dictionary=[about.path]).read(columns=[about.path])
+    for part in table.column(0).chunks:
+        while pyarrow.types.is_list(part.type):
+            part = part.flatten()
+        if not pyarrow.types.is_dictionary(part.type):
+            raise UserError(f"the predictions have a column of a kind that none has: {part.type}", where=str(path))
+        lengths = pyarrow.compute.binary_length(part.dictionary)
+        total += pyarrow.compute.sum(lengths.take(part.indices)).as_py() or 0
+    return total
 
 
 def _check_numbers(folder: Path, found: Iterable[Result]) -> None:
@@ -269,6 +305,14 @@ def _check_numbers(folder: Path, found: Iterable[Result]) -> None:
         for problem in problems(folder, result):
             raise UserError(problem, where=str(result_path(folder, result.cell)),
                             fix="see `prior-bench score` for all that differs; run the cell again")
+
+
+def _check_data(manifest: Manifest, here: Sequence[DataManifest]) -> None:
+    """The archive's manifests of the data sets that are here are what these give."""
+    ours = {one.digest: one for one in here}
+    for one in manifest.data:
+        if ours.get(one.digest, one) != one:
+            raise UserError(f"its manifest of {one.dataset} is not that of the data set", where=MANIFEST)
 
 
 def _refused(archive: Path, name: str, reason: str) -> UserError:

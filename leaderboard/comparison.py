@@ -16,7 +16,7 @@ from prior_bench.errors import UserError, unknown_name
 from prior_bench.leaderboard.rebuild import Rebuilt, groups_of, rebuild
 from prior_bench.leaderboard.sheets import NOT_RUN
 from prior_bench.leaderboard.tables import Heading, Row, Summary, Table, newest, tabled
-from prior_bench.results import read_predictions, read_results
+from prior_bench.results import read_predictions, some_results
 from prior_bench.statistics import Paired, paired
 from prior_bench.types import Result
 
@@ -59,7 +59,7 @@ class LeftOut:
 def compare(folder: Path, methods: tuple[str, str], memo: Path,
             recipe: str | None = None) -> list[Comparison | LeftOut]:
     """Every place in which one of the methods has a result, in the order of the tables."""
-    kept, _ = newest(list(read_results(folder)))
+    kept, _ = newest(some_results(folder))
     if methods[0] == methods[1]:
         raise UserError(f"{methods[0]!r} is compared with itself", expected="two methods")
     for name in methods:

@@ -39,4 +39,4 @@ def _cell(cell: Shown) -> str:
 
 
 def _escape(text: str) -> str:
-    return text.replace("*", r"\*").replace("|", r"\|")
+    return "".join("\\" + c if c in "*|<" else c for c in text)

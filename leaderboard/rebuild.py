@@ -10,6 +10,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from prior_bench.digests import digest_json, digest_sources
 from prior_bench.errors import UserError
 from prior_bench.results import check_predictions, read_predictions
 from prior_bench.statistics import group_draws
+from prior_bench.task import Task
 from prior_bench.types import Metric, Result
 
 _PACKAGE = Path(prior_bench.__file__).parent
@@ -88,18 +90,29 @@ def remarks(result: Result, rebuilt: Rebuilt | None) -> Iterator[str]:
 
 def _score(folder: Path, result: Result) -> Sequence[Metric]:
     """The metrics, from the predictions and no memory; a UserError where they cannot be had."""
-    task = plugins.load("tasks", result.cell.task)()
+    task = _task(result)
+    with _scoring(result):
+        return tuple(task.score(read_predictions(folder, result)))
+
+
+def _task(result: Result) -> Task:
+    task: Task = plugins.load("tasks", result.cell.task)()
     if task.version != result.cell.protocol_version:
         raise UserError(f"protocol version {result.cell.protocol_version} cannot be recomputed, this program has "
-                        f"version {task.version}", where=result.cell.name)
+                        f"version {task.version}", where=result.cell.name, fix="use the program that made the result")
+    return task
+
+
+@contextmanager
+def _scoring(result: Result) -> Iterator[None]:
+    """A task reads its table without a look at it, and this one may come from anywhere."""
     try:
-        metrics: Sequence[Metric] = task.score(read_predictions(folder, result))
+        yield
     except UserError:
         raise
-    except Exception as error:  # a task reads its table without a look at it, and this one may come from anywhere
+    except Exception as error:
         raise UserError(f"the predictions cannot be scored: {type(error).__name__}: {error}",
-                        where=result.cell.name) from error
-    return metrics
+                        where=f"{result.cell.name}.parquet", fix="run the cell again") from error
 
 
 def _rebuild(folder: Path, result: Result, draws: Mapping[str, np.ndarray], draws_key: str, memo: Path) -> Rebuilt:
@@ -110,10 +123,11 @@ def _rebuild(folder: Path, result: Result, draws: Mapping[str, np.ndarray], draw
             metrics = [_metric(values) for values in json.loads(str(stored["metrics"]))]
             replicates = {name.removeprefix("r:"): stored[name] for name in stored.files if name.startswith("r:")}
     else:
-        predictions = read_predictions(folder, result)
-        task = plugins.load("tasks", result.cell.task)()
-        metrics = list(task.score(predictions))
-        replicates = {name: np.asarray(r, float) for name, r in task.replicates(predictions, draws).items()}
+        task = _task(result)
+        with _scoring(result):
+            predictions = read_predictions(folder, result)
+            metrics = list(task.score(predictions))
+            replicates = {name: np.asarray(r, float) for name, r in task.replicates(predictions, draws).items()}
         _remember(file, metrics, replicates)
     return Rebuilt(result, {metric.name: metric for metric in metrics}, replicates)
 
@@ -144,7 +158,8 @@ def groups_of(folder: Path, result: Result) -> set[str]:
     import pyarrow.parquet
 
     path = check_predictions(folder, result)
-    return set(pyarrow.parquet.read_table(path, columns=["group"])["group"].to_pylist())
+    with _scoring(result):
+        return set(pyarrow.parquet.read_table(path, columns=["group"])["group"].to_pylist())
 
 
 def _same(stored: Metric, again: Metric | None) -> bool:

@@ -190,15 +190,19 @@ def known(folder: Path, memo: Path) -> Known:
 
 
 def newest(found: Sequence[Result]) -> tuple[list[Result], list[str]]:
-    """Leave out results of earlier data or settings of a table, and of earlier weights of a row, and say so."""
+    """Leave out results of another version of their protocol than this program computes, of earlier data or settings
+    of a table, and of earlier weights of a row, and say so."""
+    versions = {task: plugins.load("tasks", task).version for task in {result.cell.task for result in found}}
     settings: dict[Heading, tuple[str, tuple[str, str]]] = {}
     weights: dict[tuple[Row, int], tuple[str, str]] = {}
-    for result in found:
+    for result in (current := [r for r in found if r.cell.protocol_version == versions[r.cell.task]]):
         _keep_newest(settings, Heading.of(result), result, (result.cell.data_digest, result.cell.settings_digest))
         _keep_newest(weights, (_row(result), result.cell.pretrain_seed), result, result.cell.weights_digest)
     kept: list[Result] = []
     left_out: dict[str, int] = defaultdict(int)
-    for result in found:
+    for cell in (result.cell for result in found if result.cell.protocol_version != versions[result.cell.task]):
+        left_out[f"of protocol version {cell.protocol_version} of {cell.task}, which this program cannot compute,"] += 1
+    for result in current:
         heading, row, cell = Heading.of(result), _row(result), result.cell
         if settings[heading][1] != (cell.data_digest, cell.settings_digest):
             left_out[f"of earlier data or settings of {cell.task} on {cell.dataset}/{cell.target}"] += 1

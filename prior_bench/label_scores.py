@@ -23,6 +23,7 @@ from prior_bench.types import Metric
 if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
 
+ATTACHED = ("group", "label_*")  # columns that `attach` adds
 MIN_POSITIVE_GROUPS = 5  # a label with fewer in the test set is reported, and left out of macro averages
 
 

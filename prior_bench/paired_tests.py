@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from prior_bench.statistics import Paired, normal_p
+from prior_bench.statistics import Paired
 
 
 def delong(scores_a: np.ndarray, scores_b: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> Paired | None:
@@ -19,8 +19,11 @@ def delong(scores_a: np.ndarray, scores_b: np.ndarray, labels: np.ndarray, group
         scores_a, scores_b, labels: (N,); rows with a NaN label are left out. groups: (N,) the leak group of each row.
 
     Returns:
-        Difference, normal interval and p; None where a class has fewer than two groups.
+        Difference, interval and p by Student's t, whose degrees of freedom are the number of groups less one; None
+        where a class has fewer than two groups.
     """
+    from scipy.stats import t
+
     positive, negative = labels == 1, labels == 0
     _, group = np.unique(groups, return_inverse=True)
     placed = [_placements(scores[positive], scores[negative]) for scores in (scores_a, scores_b)]
@@ -38,8 +41,9 @@ def delong(scores_a: np.ndarray, scores_b: np.ndarray, labels: np.ndarray, group
                 + n_negative / (n_negative - 1) * (of_negatives @ of_negatives)
                 + 2 * both / (both - 1) * (of_positives @ of_negatives))
     error = math.sqrt(max(variance, 0.0))
-    margin = 1.959964 * error
-    return Paired(difference, error, (difference - margin, difference + margin), normal_p(difference, error))
+    margin = float(t.ppf(0.975, both - 1)) * error
+    p = 2 * float(t.sf(abs(difference) / error, both - 1)) if error > 0 else float(difference == 0)
+    return Paired(difference, error, (difference - margin, difference + margin), p)
 
 
 def _placements(positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -158,6 +158,14 @@ def read_results(folder: Path) -> Iterator[Result]:
     yield from map(read_result, result_files(folder))
 
 
+def some_results(folder: Path) -> list[Result]:
+    """All results of a folder that has any."""
+    found = list(read_results(folder))
+    if not found:
+        raise UserError("there are no results", where=str(folder), expected="a folder that `prior-bench run` wrote")
+    return found
+
+
 def read_result(path: Path) -> Result:
     """One result, strictly: a field that the schema does not know, lacks, or has in another type is a UserError."""
     try:
@@ -172,15 +180,15 @@ def read_result(path: Path) -> Result:
     return result
 
 
-def parse_json(kind: type[T], text: str, version: int) -> T:
+def parse_json(kind: type[T], text: str, *versions: int) -> T:
     """A dataclass with a `schema` from JSON, as strictly as `read_result`; raises ValueError that names the field."""
     try:
         content = json.loads(text, parse_constant=_finite, parse_float=_finite)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     found = content.get("schema") if isinstance(content, dict) else None
-    if found != version:
-        raise ValueError(f"schema: version {found!r}, this program reads version {version}")
+    if found not in versions:
+        raise ValueError(f"schema: version {found!r}, this program reads version {' and '.join(map(str, versions))}")
     parsed: T = _parse(kind, content, "")
     return parsed
 

@@ -1,6 +1,6 @@
 """Intervals and paired tests: the bootstrap over leak groups, vectorised over its draws.
 
-A draw takes as many groups as there are, with replacement; a row then counts as often as its group was drawn. All
+A draw takes groups with replacement, four fewer than there are; a row then counts as often as its group was drawn. All
 methods, fractions and seeds of a dataset share the draws, so their differences are paired. A draw in which a metric is
 undefined (a class was lost) is NaN and replaced by a spare one; where more than 5 % are undefined there is no interval.
 Tests that need no draws (DeLong, sign flips) are in paired_tests.py.
@@ -16,15 +16,21 @@ import numpy as np
 
 DRAWS = 1000
 MAX_UNDEFINED = 0.05
+FEWER = 4  # groups in a draw than there are (group_draws)
 DETECTABLE = 2.80  # standard errors: the normal quantiles of 97.5 % and 80 %, so 80 % power at two-sided 5 %
 SPARE = math.ceil(DRAWS / (1 - MAX_UNDEFINED)) - DRAWS
 _WEIGHTS = 200_000  # rows x draws that are worked on at once: they stay in the processor's cache
 
 
 def group_draws(groups: Sequence[str], n: int = DRAWS + SPARE, seed: int = 0) -> dict[str, np.ndarray]:
-    """How often each group is drawn: {group: (n,) int16}. The same set of groups and seed give the same draws."""
+    """How often each group is drawn: {group: (n,) int16}. The same set of groups and seed give the same draws.
+
+    Of G groups G - 4 are drawn. Replicates over G of them vary too little where groups are few, by (G - 1) / G, and
+    their quantiles are not Student's. A 95 % interval of a mean is as wide as Student's with G - 3.4 of them: with
+    (G - 1) (1.96 / t)^2, t being the quantile of G - 1 degrees of freedom. docs/performance.md has what that covers.
+    """
     names = sorted(set(groups))
-    return dict(zip(names, _draws(len(names), len(names), n, seed), strict=True))
+    return dict(zip(names, _draws(len(names), max(1, len(names) - FEWER), n, seed), strict=True))
 
 
 def over_seeds(replicates: Mapping[int, np.ndarray]) -> np.ndarray:

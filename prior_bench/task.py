@@ -87,6 +87,9 @@ class Task(ABC):
     kinds: ClassVar[frozenset[str]]  # target kinds it evaluates
     main_metric: ClassVar[str]  # the one shown in overviews
     more_metrics: ClassVar[tuple[str, ...]] = ()  # shown beside it in tables without fractions
+    row: ClassVar[str] = "image"  # the column of the predictions that names a row
+    attached: ClassVar[tuple[str, ...]] = ()  # columns that `attach` adds, as fnmatch patterns; none: archives of this
+    # task are not held against the data set
 
     def accepts(self, target: Target) -> bool:
         return target.kind in self.kinds
@@ -114,6 +117,10 @@ class Task(ABC):
     @abstractmethod
     def attach(self, dataset: Dataset, cell: Cell, predictions: Predictions) -> Predictions:
         """Join the test labels (and groups) to the predictions; the only step that reads them."""
+
+    def rows(self, dataset: Dataset, target: str) -> list[str]:
+        """The names of all rows that predictions of a target have."""
+        return dataset.ids(target, "test")
 
     @abstractmethod
     def score(self, predictions: Predictions) -> tuple[Metric, ...]:

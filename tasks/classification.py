@@ -44,6 +44,7 @@ class Classification(Task):
     modes: ClassVar[tuple[str, ...]] = ("linear", "finetune")
     kinds: ClassVar[frozenset[str]] = frozenset({"multilabel", "exclusive"})
     main_metric: ClassVar[str] = "auroc_macro"
+    attached: ClassVar[tuple[str, ...]] = label_scores.ATTACHED
 
     def accepts(self, target: Target) -> bool:
         return super().accepts(target) and target.train

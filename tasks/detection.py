@@ -32,6 +32,7 @@ class Detection(Task):
     modes: ClassVar[tuple[str, ...]] = ("frozen", "finetune")
     kinds: ClassVar[frozenset[str]] = frozenset({"boxes"})
     main_metric: ClassVar[str] = "map_50_95"
+    attached: ClassVar[tuple[str, ...]] = ("group", "gt_boxes", "gt_labels")
 
     def plan(self, dataset: type[Dataset], target: Target, mode: str, fractions: Sequence[float],
              seeds: Sequence[int] | None) -> Iterator[Plan]:

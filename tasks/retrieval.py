@@ -47,6 +47,8 @@ class Retrieval(Task):
         "image_to_text_recall@10_chance", "image_to_text_recall@1", "image_to_text_recall@5", "text_to_image_recall@10",
         "text_to_image_recall@10_chance", "image_to_text_precision@1", "image_to_text_precision@5_chance",
         "text_to_image_precision@5", "text_to_image_precision@5_chance")
+    row: ClassVar[str] = "id"
+    attached: ClassVar[tuple[str, ...]] = ("group", "text_id", "classes")
 
     def accepts(self, target: Target) -> bool:
         """Reports, and test-only sets of exclusive classes."""
@@ -69,11 +71,9 @@ class Retrieval(Task):
         import pyarrow as pa
 
         dataset = context.dataset
-        ids = dataset.ids(cell.target, "test")
-        texts = _texts(dataset, ids)
+        ids, texts = _gallery(dataset, cell.target)
         if not texts:
             raise NotApplicable("the studies of this target have no reports")
-        ids = [id for id in ids if dataset.study_of[id].report is not None]
         joint = context.features.images(dataset, ids, context.report).joint
         if joint is None:
             raise NotApplicable(f"{cell.method} has no joint image vectors")
@@ -90,6 +90,10 @@ class Retrieval(Task):
             table = table.append_column("score", pa.array([row for side in (images, reports) for row in side.scores],
                                                           pa.list_(pa.float32())))
         return Predictions(table)
+
+    def rows(self, dataset: Dataset, target: str) -> list[str]:
+        ids, texts = _gallery(dataset, target)
+        return [*ids, *texts]
 
     def attach(self, dataset: Dataset, cell: Cell, predictions: Predictions) -> Predictions:
         """Add groups, text ids and classes. A text's group is that of its first study; its classes are all of them."""
@@ -152,13 +156,15 @@ def text_id(text: str) -> str:
     return digest_bytes(normalised(text).encode())
 
 
-def _texts(dataset: Dataset, images: Sequence[str]) -> dict[str, str]:
-    """The distinct texts of the images' studies by text id, sorted; of equal ones the first study's wording."""
-    studies: dict[str, Study] = {study.id: study for id in images if (study := dataset.study_of[id]).report is not None}
+def _gallery(dataset: Dataset, target: str) -> tuple[list[str], dict[str, str]]:
+    """The test images that have a report, and the distinct texts by text id, both sorted; of equal texts the first
+    study's wording."""
+    images = [id for id in dataset.ids(target, "test") if dataset.study_of[id].report is not None]
+    studies: dict[str, Study] = {(study := dataset.study_of[id]).id: study for id in images}
     found: dict[str, str] = {}
     for _, study in sorted(studies.items()):
         found.setdefault(text_id(_text(study)), _text(study))
-    return dict(sorted(found.items()))
+    return images, dict(sorted(found.items()))
 
 
 def _text(study: Study) -> str:

@@ -32,6 +32,7 @@ class Segmentation(Task):
     modes: ClassVar[tuple[str, ...]] = ("frozen", "finetune")
     kinds: ClassVar[frozenset[str]] = frozenset({"mask"})
     main_metric: ClassVar[str] = "dice_foreground_image_mean"
+    attached: ClassVar[tuple[str, ...]] = ("group", "truth", "ignore", "tp", "fp", "fn")
 
     def plan(self, dataset: type[Dataset], target: Target, mode: str, fractions: Sequence[float],
              seeds: Sequence[int] | None) -> Iterator[Plan]:
@@ -105,6 +106,8 @@ class Segmentation(Task):
         groups, truths, ignored, counts = [], [], [], []
         for row in predictions.table.to_pylist():
             mask = dataset.load_mask(cell.target, row["image"])
+            if mask.shape != (size := (row["height"], row["width"])):
+                raise ValueError(f"{row['image']}: the prediction is {size}, the mask {mask.shape}")
             lesion, ignore = mask == 1, mask == IGNORE
             found = decode_mask(row["prediction"], row["height"], row["width"])
             counts.append(pixel_counts(found, lesion, ignore))

@@ -44,6 +44,7 @@ class ZeroShot(Task):
     needs_text: ClassVar[bool] = True
     kinds: ClassVar[frozenset[str]] = frozenset({"multilabel", "exclusive"})
     main_metric: ClassVar[str] = "auroc_macro"
+    attached: ClassVar[tuple[str, ...]] = label_scores.ATTACHED
     more_metrics: ClassVar[tuple[str, ...]] = ("auprc_macro", "accuracy", "f1_macro")
 
     def accepts(self, target: Target) -> bool:

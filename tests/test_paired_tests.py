@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
+from scipy.stats import t as student
 
 from prior_bench.paired_tests import delong, sign_flip
 
@@ -54,7 +55,9 @@ def test_delong_as_defined(seed):
     difference, variance = by_definition(*scores, labels, groups)
     assert found.difference == pytest.approx(difference, abs=1e-12)
     assert found.error == pytest.approx(np.sqrt(variance), rel=1e-9)
-    assert np.subtract(*found.interval[::-1]) == pytest.approx(2 * 1.959964 * found.error)
+    freedom = len(set(groups[~np.isnan(labels)])) - 1
+    assert np.subtract(*found.interval[::-1]) == pytest.approx(2 * student.ppf(0.975, freedom) * found.error)
+    assert found.p == pytest.approx(2 * student.sf(abs(difference) / np.sqrt(variance), freedom))
 
 
 def test_delong_of_independent_images_is_the_ordinary_one():

@@ -20,26 +20,25 @@ from prior_bench.paired_tests import delong, sign_flip
 from prior_bench.statistics import Bootstrap, group_draws, interval, paired, quotient
 
 REPETITIONS = 2000
-PATIENTS = 200
 LARGEST = 5  # images of a patient
 GALLERY = np.random.default_rng(0).normal(size=(40, 6))  # of retrieval
 
 
 @dataclass
 class Images:
-    """The test images of PATIENTS patients."""
+    """The test images of some patients."""
 
     groups: np.ndarray  # (N,)
     rng: np.random.Generator
 
     @classmethod
-    def drawn(cls, repetition):
+    def drawn(cls, repetition, patients):
         rng = np.random.default_rng(repetition)
-        return cls(np.repeat(np.arange(PATIENTS), rng.integers(1, LARGEST + 1, PATIENTS)), rng)
+        return cls(np.repeat(np.arange(patients), rng.integers(1, LARGEST + 1, patients)), rng)
 
     def noise(self, *columns):
         """Standard normal (N, *columns), of which half of the variance belongs to the patient."""
-        of_patients = self.rng.normal(size=(PATIENTS, *columns))[self.groups]
+        of_patients = self.rng.normal(size=(self.groups[-1] + 1, *columns))[self.groups]
         return (of_patients + self.rng.normal(size=of_patients.shape)) / np.sqrt(2)
 
     def two(self, *columns):
@@ -91,12 +90,13 @@ TRUTH = {
 }
 
 
+@pytest.mark.parametrize("patients", [30, 50, 200])
 @pytest.mark.parametrize("metric", [auroc, dice, recall_at_5])
-def test_intervals_cover_and_tests_keep_their_level(metric):
-    draws, truth = group_draws([str(g) for g in range(PATIENTS)]), TRUTH[metric]()
+def test_intervals_cover_and_tests_keep_their_level(metric, patients):
+    draws, truth = group_draws([str(g) for g in range(patients)]), TRUTH[metric]()
     covered, rejected = [], defaultdict(list)
     for repetition in range(REPETITIONS):
-        images = Images.drawn(repetition)
+        images = Images.drawn(repetition, patients)
         (a, b), others = metric(images, Bootstrap(images.groups, draws))
         low, high = interval(a)
         covered.append(low <= truth <= high)

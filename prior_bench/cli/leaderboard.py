@@ -40,9 +40,12 @@ def leaderboard(
     add_plugins(plugin)
     if from_:
         from prior_bench.leaderboard import archive
+        from prior_bench.leaderboard.truth import AtHand
 
-        new, known = archive.add(from_, results)
-        typer.echo(f"added {new} cells to {results}; {known} were there already")
+        done = archive.add(from_, results, AtHand(cache_folder(cache)))
+        for dataset, reason in done.unchecked.items():
+            typer.echo(f"warning: labels were not held against {dataset}: {reason}", err=True)
+        typer.echo(f"added {done.cells} cells to {results}; {done.known} were there already")
     folder = output or results
     if results.is_dir():  # else reading it says what is wrong with it
         for wanted, mebibytes, option in ((folder, 1, "--output"), (html, 32, "--html"), (figures, 32, "--figures")):

@@ -18,9 +18,9 @@ def score(
     """Recompute every metric from the saved predictions; exit code 1 where a stored number differs."""
     add_plugins(plugin)
     from prior_bench.leaderboard.rebuild import problems
-    from prior_bench.results import read_results
+    from prior_bench.results import some_results
 
-    found = list(read_results(results))
+    found = some_results(results)
     wrong = 0
     for result in found:
         said = problems(results, result)
@@ -29,6 +29,7 @@ def score(
         wrong += bool(said)
     metrics = sum(len(result.metrics) for result in found)
     typer.echo(f"{results}: {len(found)} cells, {metrics} metrics; "
-               + (f"in {wrong} of them a number differs" if wrong else "all are what the predictions give"))
+               + (f"in {wrong} of them a number differs or cannot be had" if wrong else
+                  "all are what the predictions give"))
     if wrong:
         raise typer.Exit(1)

@@ -50,6 +50,8 @@ def find(folder: Path, name: str) -> Path:
 
     stem = name.removesuffix(".json").removesuffix(".parquet")
     names = [path.stem for path in result_files(folder)]
+    if not names:
+        raise UserError("there are no results", where=str(folder), fix="give --results")
     found = [known for known in names if known == stem] or [known for known in names if known.startswith(stem)]
     if not found:
         parts = stem.count("_") + 1

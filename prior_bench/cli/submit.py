@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prior_bench.cli.common import PluginOption, add_plugins, verb
+from prior_bench.cli.common import CacheOption, DataRootOption, PluginOption, add_plugins, cache_folder, verb
 
 
 @verb
@@ -15,13 +15,19 @@ def submit(
     results: Annotated[Path, typer.Argument(help="Folder that `prior-bench run` wrote.")],
     output: Annotated[Path | None, typer.Option(
         help="The archive to write. [default: RESULTS.zip]", show_default=False)] = None,
+    data_root: DataRootOption = None,
+    cache: CacheOption = None,
     plugin: PluginOption = None,
 ) -> None:
-    """Pack predictions, results and a manifest of digests into one archive, after recomputing every number."""
+    """Pack predictions, results and manifests of digests into one archive, after recomputing every number and holding
+    the labels against the data sets that are here."""
     add_plugins(plugin)
     from prior_bench.leaderboard import archive
+    from prior_bench.leaderboard.truth import AtHand
 
     path = output or Path(f"{results.resolve().name}.zip")
-    cells = archive.pack(results, path)
-    typer.echo(f"wrote {path}: {cells} cells, {path.stat().st_size / 2**20:.1f} MiB; "
+    done = archive.pack(results, path, AtHand(cache_folder(cache), data_root))
+    for dataset, reason in done.unchecked.items():
+        typer.echo(f"warning: labels were not held against {dataset}: {reason}", err=True)
+    typer.echo(f"wrote {path}: {done.cells} cells, {path.stat().st_size / 2**20:.1f} MiB; "
                f"to add it: prior-bench leaderboard RESULTS --from {path}")

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
 from prior_bench.cli import app
+from prior_bench.digests import digest_file
+from prior_bench.leaderboard.truth import AtHand
+from prior_bench.results import read_result
 
 CELL = "prior_zero-shot_zero-shot_phantom_phantom-5x40_p0_82e6233e3cda"
 PATTERN = "*_zero-shot_zero-shot_phantom_phantom-5x40_*"
 LINEAR = "*_classification_linear_phantom_findings_0.1_s0_*"
+
+
+@pytest.fixture(autouse=True)
+def no_data_set_is_here(monkeypatch):
+    """The phantom would be made first; tests/leaderboard/test_truth.py has data sets."""
+    monkeypatch.setattr(AtHand, "_open", lambda self, name, left_out: self.missing.update({name: "not here"}))
 
 
 @pytest.fixture
@@ -84,11 +96,53 @@ def test_score(call, committed):
     assert "not a result" in call("score", folder, code=2)
 
 
+@pytest.mark.parametrize("write", [
+    lambda path: path.write_bytes(b"PAR1 cut"),
+    lambda path: pyarrow.parquet.write_table(pa.table({"image": ["a"]}), path),
+    lambda path: pyarrow.parquet.write_table(pa.table({"image": ["a"], "group": ["g"]}), path),
+])
+def test_predictions_that_cannot_be_read(call, committed, write):
+    """They are what the digest says, so that reading them is what fails."""
+    folder = committed(PATTERN)
+    write(folder / f"{CELL}.parquet")
+    content = json.loads((folder / f"{CELL}.json").read_text())
+    content["provenance"]["predictions"] = digest_file(folder / f"{CELL}.parquet")
+    (folder / f"{CELL}.json").write_text(json.dumps(content))
+    for verb in (("compare", "prior", "random"), ("show", CELL), ("leaderboard", folder), ("submit", folder)):
+        assert "the predictions cannot be scored: " in call(*verb, code=2)
+    assert f"{CELL}: the predictions cannot be scored: " in call("score", folder, code=1)
+
+
+def test_a_cell_of_another_protocol_version(call, committed):
+    folder = committed(PATTERN)
+    result = read_result(folder / f"{CELL}.json")
+    result = replace(result, cell=replace(result.cell, protocol_version=2))
+    (folder / f"{CELL}.parquet").rename(folder / f"{result.cell.name}.parquet")
+    (folder / f"{CELL}.json").unlink()
+    (folder / f"{result.cell.name}.json").write_text(json.dumps(asdict(result)))
+    reason = "protocol version 2 cannot be recomputed, this program has version 1"
+    assert reason in call("show", result.cell.name, code=2)
+    assert reason in call("score", folder, code=1)
+    assert reason in call("submit", folder, code=2)
+    assert "unknown method 'prior'" in call("compare", "prior", "random", code=2)
+    call("leaderboard", folder)
+    assert "1 results of protocol version 2 of zero-shot" in (folder / "LEADERBOARD.md").read_text()
+
+
+def test_a_folder_without_results(call, tmp_path):
+    (tmp_path / "results").mkdir()
+    for verb in (("compare", "a", "b"), ("show", "x"), ("score", "results"), ("submit", "results")):
+        assert "error: there are no results" in call(*verb, code=2)
+
+
 def test_submit_and_add(call, committed, tmp_path):
     committed(PATTERN)
-    assert "wrote results.zip: 3 cells" in call("submit", "results")
+    said = call("submit", "results")
+    assert "wrote results.zip: 3 cells" in said
+    assert "warning: labels were not held against phantom: not here" in said
     text = call("leaderboard", "new", "--from", "results.zip")
     assert "added 3 cells to new; 0 were there already" in text
+    assert "warning: labels were not held against phantom: not here" in text
     assert "0.931" in (tmp_path / "new" / "LEADERBOARD.md").read_text()
     assert "added 0 cells to new; 3 were there" in call("leaderboard", "new", "--from", "results.zip")
     (tmp_path / "results.zip").write_bytes(b"no zip")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import stat
 import warnings
 import zipfile
@@ -17,11 +18,27 @@ from hypothesis import strategies as st
 from prior_bench.digests import digest_file
 from prior_bench.errors import UserError
 from prior_bench.leaderboard import archive
+from prior_bench.leaderboard.truth import AtHand
 from prior_bench.results import read_results
 
 CELL = "prior_zero-shot_zero-shot_phantom_phantom-5x40_p0_82e6233e3cda"
 ABSENT = "random_retrieval_retrieval_phantom_reports_p0_27bb8dd8a431"  # not applicable: it has no predictions
 PATTERNS = (f"{CELL}.*", f"{ABSENT}.*")
+
+
+@pytest.fixture(autouse=True)
+def no_data_set_is_here(monkeypatch):
+    """The phantom would be made first; test_truth.py has data sets."""
+    monkeypatch.setattr(AtHand, "_open", lambda self, name, left_out: self.missing.update({name: "not here"}))
+
+
+def add(archives, folder):
+    done = archive.add(archives, folder, AtHand())
+    return done.cells, done.known
+
+
+def pack(folder, path):
+    return archive.pack(folder, path, AtHand()).cells
 
 
 def contents(folder):
@@ -36,7 +53,7 @@ def folder(committed):
 @pytest.fixture
 def packed(folder, tmp_path):
     path = tmp_path / "a.zip"
-    assert archive.pack(folder, path) == 2
+    assert pack(folder, path) == 2
     return path
 
 
@@ -49,7 +66,7 @@ def target(committed):
 def refused(path, target, reason):
     before = contents(target)
     with pytest.raises(UserError, match=reason) as error:
-        archive.add([path], target)
+        add([path], target)
     assert path.name in str(error.value)
     assert contents(target) == before
 
@@ -98,28 +115,28 @@ def with_table(write):
 
 def test_added_as_packed(packed, folder, target):
     before = contents(target)
-    assert archive.add([packed], target) == (2, 0)
+    assert add([packed], target) == (2, 0)
     assert contents(target) == before | contents(folder)
     assert len(list(read_results(target))) == 3
-    assert archive.add([packed, packed], target) == (0, 4)
+    assert add([packed, packed], target) == (0, 4)
     assert contents(target) == before | contents(folder)
 
 
 def test_a_new_folder_is_made(packed, folder, tmp_path):
-    assert archive.add([packed], tmp_path / "new") == (2, 0)
+    assert add([packed], tmp_path / "new") == (2, 0)
     assert contents(tmp_path / "new") == contents(folder)
 
 
 def test_equal_bytes(packed, folder, tmp_path):
     for file in folder.iterdir():
         os.utime(file, (1, 1))
-    archive.pack(folder, tmp_path / "b.zip")
+    pack(folder, tmp_path / "b.zip")
     assert packed.read_bytes() == (tmp_path / "b.zip").read_bytes()
 
 
 def test_cells_that_two_archives_share_are_added_once(packed, committed, target, tmp_path):
-    archive.pack(committed(f"{CELL}.*", to="part"), tmp_path / "b.zip")
-    assert archive.add([tmp_path / "b.zip", packed], target) == (2, 1)
+    pack(committed(f"{CELL}.*", to="part"), tmp_path / "b.zip")
+    assert add([tmp_path / "b.zip", packed], target) == (2, 1)
 
 
 def test_only_what_would_be_accepted_is_packed(folder, tmp_path):
@@ -128,13 +145,13 @@ def test_only_what_would_be_accepted_is_packed(folder, tmp_path):
     with_result(lambda r: r["metrics"][0].update(value=0.99))(files)
     file.write_bytes(files[file.name])
     with pytest.raises(UserError, match=r"auroc_macro is stored as 0\.99"):
-        archive.pack(folder, tmp_path / "a.zip")
+        pack(folder, tmp_path / "a.zip")
     (folder / f"{CELL}.parquet").unlink()
     with pytest.raises(UserError, match="are missing"):
-        archive.pack(folder, tmp_path / "a.zip")
+        pack(folder, tmp_path / "a.zip")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no results to pack"):
-        archive.pack(tmp_path / "empty", tmp_path / "a.zip")
+    with pytest.raises(UserError, match="there are no results"):
+        pack(tmp_path / "empty", tmp_path / "a.zip")
     assert not (tmp_path / "a.zip").exists()
 
 
@@ -247,6 +264,34 @@ def test_limits(packed, target, monkeypatch, limit, reason):
     refused(packed, target, reason)
 
 
+def long_texts(path, nested):
+    """A table of half a KiB, in which one text of 100 KB stands 60,000 times."""
+    rows, many = 30_000, 60_000
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * many, pa.int32()), pa.array(["x" * 100_000]))
+    column = pa.ListArray.from_arrays(pa.array(range(0, many + 1, 2), pa.int32()), repeated) if nested else repeated
+    table = pa.table({"group": column, "n": range(rows if nested else many)})
+    pyarrow.parquet.write_table(table, path, compression="zstd", store_schema=False)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_text_that_is_repeated_is_a_bomb_too(packed, target, tmp_path, nested):
+    files = unzipped(packed)
+    with_table(lambda path: long_texts(path, nested))(files, tmp_path / "scratch")
+    assert len(files[f"{CELL}.parquet"]) < 1 << 20
+    zipped(packed, files)
+    refused(packed, target, r"the predictions would unpack to \d+ values, 572\d MiB")
+
+
+def test_texts_are_counted_as_they_are(tmp_path, monkeypatch):
+    rng = random.Random(0)
+    texts = [rng.choice(["a", "bcd", "efghi"]) for _ in range(1000)]
+    monkeypatch.setattr(archive, "MAX_TABLE_BYTES", 0)
+    for column in (pa.array(texts), pa.array([texts[:400], [], texts[400:]])):
+        pyarrow.parquet.write_table(pa.table({"x": column}), tmp_path / "t.parquet")
+        footer = pyarrow.parquet.read_metadata(tmp_path / "t.parquet")
+        assert archive._repeated(tmp_path / "t.parquet", footer, 0) == sum(map(len, texts))
+
+
 def test_a_size_that_is_not_as_declared(packed, target):
     """zipfile stops at the declared size, and the check sum is then wrong."""
     content = packed.read_bytes()
@@ -274,7 +319,7 @@ def test_any_changed_byte_is_refused_or_changes_nothing(packed, folder, tmp_path
     damaged.write_bytes(content)
     target = tmp_path / f"into-{len(list(tmp_path.iterdir()))}"
     try:
-        archive.add([damaged], target)
+        add([damaged], target)
     except UserError:
         assert contents(target) == {}
     else:
@@ -288,7 +333,7 @@ def test_a_bad_archive_keeps_the_good_ones_out(packed, target, tmp_path):
     (tmp_path / "b.zip").write_bytes(b"")
     before = contents(target)
     with pytest.raises(UserError, match="no whole zip file"):
-        archive.add([packed, tmp_path / "b.zip"], target)
+        add([packed, tmp_path / "b.zip"], target)
     assert contents(target) == before
 
 
@@ -301,10 +346,10 @@ def test_a_cell_with_other_content_is_refused(packed, folder, target):
 
 
 def test_a_known_cell_without_its_predictions_is_refused(packed, target):
-    archive.add([packed], target)
+    add([packed], target)
     (target / f"{CELL}.parquet").unlink()
     with pytest.raises(UserError, match="are missing"):
-        archive.add([packed], target)
+        add([packed], target)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -318,20 +363,20 @@ def test_a_failure_on_the_way_leaves_nothing(packed, target, monkeypatch, error)
 
     monkeypatch.setattr(archive.os, "replace", failing)
     with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt):
-        archive.add([packed], target)
+        add([packed], target)
     assert contents(target) == before
 
 
 def test_predictions_move_before_results(packed, target, monkeypatch):
     moved, replace = [], os.replace
     monkeypatch.setattr(archive.os, "replace", lambda a, b: (moved.append(b.suffix), replace(a, b)))
-    archive.add([packed], target)
+    add([packed], target)
     assert moved == [".parquet", ".json", ".json"]
 
 
 def test_what_is_no_archive_or_folder(packed, target, tmp_path):
     refused(tmp_path / "none.zip", target, "does not exist")
     with pytest.raises(UserError, match="the results folder is a file"):
-        archive.add([packed], packed)
+        add([packed], packed)
     with pytest.raises(UserError, match="does not exist"):
-        archive.pack(tmp_path / "none", tmp_path / "a.zip")
+        pack(tmp_path / "none", tmp_path / "a.zip")

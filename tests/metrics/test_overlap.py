@@ -1,11 +1,13 @@
 """Overlap metrics against a loop over pixels and images."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pycocotools import mask as rle
 
-from prior_bench.metrics.overlap import overlap_metrics, pixel_counts, terms
+from prior_bench.metrics.overlap import decode_mask, encode_mask, overlap_metrics, pixel_counts, terms
 
 masks = arrays(np.int64, (5, 3, 4), elements=st.sampled_from([0, 0, 1, 255]))
 
@@ -63,3 +65,34 @@ def test_nothing_to_find_is_undefined_not_zero():
     assert np.isnan(found["dice_foreground_image_mean"])
     assert found["dice_foreground_image_mean_empty_is_one"] == 0.5
     assert found["dice_foreground_dataset"] == 0
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40), st.sampled_from([0, 0.02, 0.5, 0.98, 1]))
+def test_codes_are_those_of_pycocotools(seed, height, width, share):
+    found = np.random.default_rng(seed).random((height, width)) < share
+    counts = encode_mask(found)
+    np.testing.assert_array_equal(decode_mask(counts, height, width), found)
+    np.testing.assert_array_equal(
+        decode_mask(counts, height, width), rle.decode({"size": [height, width], "counts": counts.encode()}))
+
+
+def test_a_large_mask():
+    y, x = np.mgrid[:700, :900]
+    found = np.hypot(y - 300, x - 500) < 200
+    np.testing.assert_array_equal(decode_mask(encode_mask(found), 700, 900), found)
+
+
+@given(st.text(st.characters(min_codepoint=40, max_codepoint=120)))
+def test_any_other_code_is_refused(text):
+    """pycocotools ends the process on some of these."""
+    try:
+        found = decode_mask(text, 8, 8)
+    except ValueError:
+        return
+    np.testing.assert_array_equal(decode_mask(encode_mask(found), 8, 8), found)
+
+
+@pytest.mark.parametrize("text", ["", "0", "é", "o", "o" * 1000, encode_mask(np.ones((8, 9), bool)), "00`2"])
+def test_codes_that_are_none(text):
+    with pytest.raises(ValueError, match="code"):
+        decode_mask(text, 8, 8)
