@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -146,27 +147,37 @@ def _load_tensors(file: Path) -> Any:
         if not zipfile.is_zipfile(file):  # the old format, in which Lightning never wrote
             raise
         try:
-            return torch.load(file, map_location="cpu", weights_only=False, pickle_module=_Inert)
-        except RuntimeError:
+            content = torch.load(file, map_location="cpu", weights_only=False, pickle_module=_Inert)
+        except (RuntimeError, TypeError, AttributeError):  # as a shell that is called
             raise error from None
+        inside = [content.get(wrapper) for wrapper in _WRAPPERS] if isinstance(content, Mapping) else []
+        if any(isinstance(part, _Shell) for part in (content, *inside)):  # a whole model, say
+            raise
+        return content
 
 
 class _Inert:
-    """A pickle module for Lightning's files: tensors are rebuilt, and objects of configuration packages become empty
-    shells of which nothing is imported or run. Anything else is refused."""
+    """A pickle module that runs nothing: tensors are rebuilt, and objects of packages, as a Lightning file's
+    hyper-parameters are, become empty shells. Of packages nothing is imported. What the standard library has beyond
+    plain data is refused, as no honest file needs it, and so are tensors of a kind that would be lost as shells."""
 
-    SHELLS = ("omegaconf", "pytorch_lightning", "lightning", "lightning_fabric", "argparse", "pathlib", "typing")
     TENSORS = frozenset({("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2"),
                          ("torch._utils", "_rebuild_parameter"), ("builtins", "dict"), ("builtins", "list"),
                          ("builtins", "set"), ("builtins", "int"), ("builtins", "str"), ("collections", "defaultdict")})
+    DATA = frozenset({"argparse", "collections", "copyreg", "_codecs", "datetime", "enum", "pathlib", "typing"})
+    PLAIN = frozenset({"bool", "bytearray", "bytes", "complex", "float", "frozenset", "object", "slice", "tuple"})
+    NAMES: Mapping[str, str] = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # old ones, which torch still writes
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
+            module = _Inert.NAMES.get(module, module)
             if (module, name) in _Inert.TENSORS or (module == "torch" and name.endswith("Storage")):
                 return super().find_class(module, name)
-            if module.partition(".")[0] in _Inert.SHELLS:
-                return _Shell
-            raise pickle.UnpicklingError(f"the file wants {module}.{name}")
+            package = module.partition(".")[0]
+            plain = package in _Inert.DATA or (module == "builtins" and name in _Inert.PLAIN)
+            if (package in sys.stdlib_module_names and not plain) or (package == "torch" and "_rebuild" in name):
+                raise pickle.UnpicklingError(f"the file wants {module}.{name}")
+            return _Shell
 
     @staticmethod
     def load(file: Any, **options: Any) -> Any:
@@ -205,6 +216,12 @@ class _Shell(dict[Any, Any]):
 
     def extend(self, values: Any) -> None:
         """Nothing."""
+
+    def add(self, value: Any) -> None:
+        """Nothing."""
+
+    def __hash__(self) -> int:  # type: ignore[override]  # it may stand for a key
+        return id(self)
 
 
 def _read_safetensors(file: Path) -> Any:

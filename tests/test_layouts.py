@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
+import enum
 import os
 import sys
 import types
+from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import timm
@@ -380,17 +386,85 @@ def test_a_full_model_in_a_lightning_file(name, lightning_file):
     assert f"layout: {name} " in CliRunner().invoke(app, ["weights", "inspect", str(file)]).stdout
 
 
-class Evil:
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Runs:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
     def __reduce__(self):
-        import os
-
-        return os.system, ("touch /tmp/prior-bench-was-here",)
+        return os.mkdir, (str(self.folder),)
 
 
-def test_a_lightning_file_with_anything_else_is_refused(tmp_path):
-    torch.save({"state_dict": {"conv1.weight": EXTRA}, "hyper_parameters": Evil()}, tmp_path / "evil.ckpt")
-    with pytest.raises(UserError, match="more than tensors"):
+HYPER_PARAMETERS = {
+    "scalar": np.float64(0.5), "array": np.arange(3), "generator": np.random.default_rng(0), "enum": Colour.RED,
+    "path as a key": {Path("images"): 1}, "time": datetime.timedelta(1), "arguments": argparse.Namespace(lr=1),
+    "queue": collections.deque([1]), "optimizer": torch.optim.AdamW([EXTRA]), "size": torch.Size([2]),
+    "class as a key": {np.ndarray: "callback"}, "set": {Colour.RED, 1j},
+    "plain": [frozenset({1}), bytearray(b"x"), object()],
+}
+
+
+@pytest.mark.parametrize("what", HYPER_PARAMETERS)
+def test_foreign_objects_are_passed_over_and_never_made(what, tmp_path, monkeypatch):
+    state = {"layer1.0.conv1.weight": torch.randn(2, 3), "conv1.bias": torch.nn.Parameter(torch.randn(3))}
+    file = tmp_path / "last.ckpt"
+    torch.save({"state_dict": state, "hyper_parameters": {"object": HYPER_PARAMETERS[what], "lr": 1.0}}, file)
+    monkeypatch.delattr(torch.optim, "AdamW")  # nothing of a package is looked up
+    found = read_state(file)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("nested", [lambda x: x, lambda x: {"a": [x]}])
+def test_a_lightning_file_that_brings_code_is_refused_and_not_run(nested, tmp_path):
+    runs = Runs(tmp_path / "it-ran")
+    torch.save({"state_dict": {"conv1.weight": EXTRA}, "hyper_parameters": nested(runs)}, tmp_path / "evil.ckpt")
+    with pytest.raises(UserError, match=f"the file wants {os.mkdir.__module__}.mkdir") as error:
         read_state(tmp_path / "evil.ckpt")
+    assert "convert --trust" in error.value.fix
+    assert not (tmp_path / "it-ran").exists()
+
+
+class Evaluates:
+    def __reduce__(self):
+        return eval, ("1 + 1",)  # under the old name of builtins
+
+
+def test_builtins_that_run_code_are_refused(tmp_path):
+    torch.save({"state_dict": {"conv1.weight": EXTRA}, "hyper_parameters": Evaluates()}, tmp_path / "evil.ckpt")
+    with pytest.raises(UserError, match=r"the file wants builtins\.eval"):
+        read_state(tmp_path / "evil.ckpt")
+
+
+def test_code_by_way_of_a_shell_is_not_run(tmp_path):
+    """`numpy.getattr(x)(...)` would be a call of a shell."""
+    class Calls:
+        def __reduce__(self):
+            return Called(), ("anything",)
+
+    class Called:
+        def __call__(self, text):
+            return {}
+
+        def __reduce__(self):
+            return np.float64, (1.0,)
+
+    torch.save({"state_dict": {"conv1.weight": EXTRA}, "hyper_parameters": Calls()}, tmp_path / "calls.ckpt")
+    with pytest.raises(UserError, match="more than tensors"):
+        read_state(tmp_path / "calls.ckpt")
+
+
+@pytest.mark.parametrize("wrapped", [lambda model: model, lambda model: {"model": model}])
+def test_a_whole_model_is_sent_to_convert(wrapped, tmp_path):
+    torch.save(wrapped(torch.nn.Linear(2, 3)), tmp_path / "model.pt")
+    with pytest.raises(UserError, match="more than tensors") as error:
+        read_state(tmp_path / "model.pt")
+    assert "convert --trust" in error.value.fix
 
 
 # --------------------------------------------------------------------------------- files that are trusted
