@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -97,11 +98,13 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor], whole: str | None 
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
-    """The state dict in a safetensors or PyTorch file, out of its wrappers (`state_dict`, `model`, `module.`)."""
+    """The state dict in a safetensors, PyTorch or NumPy (.npz) file, out of its wrappers (`state_dict`, `model`,
+    `module.`)."""
     file = Path(file)
     if not file.is_file():
         raise UserError("the weights file does not exist", where=str(file), fix="check the path")
-    return _state_of(_read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file), file)
+    readers = {".safetensors": _read_safetensors, ".npz": _read_numpy}
+    return _state_of(readers.get(file.suffix, _read_torch)(file), file)
 
 
 def read_trusted(file: Path) -> dict[str, Tensor]:
@@ -231,6 +234,14 @@ def _read_safetensors(file: Path) -> Any:
     try:
         return load_file(file)
     except SafetensorError as error:
+        raise _unreadable(file, error) from error
+
+
+def _read_numpy(file: Path) -> Any:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (zipfile.BadZipFile, TypeError, *_DAMAGED) as error:
         raise _unreadable(file, error) from error
 
 

@@ -23,13 +23,13 @@ from typer.testing import CliRunner
 
 from prior_bench import plugins, recipes
 from prior_bench.cli import app
-from prior_bench.encoders.image import ImageEncoder, file_coverage
+from prior_bench.encoders.image import ImageEncoder, file_coverage, timm_state
 from prior_bench.errors import UserError
 from prior_bench.layouts import LAYOUTS
 from prior_bench.recipe_files import recipe_file, released
 from prior_bench.recipes import ImageEncoderSpec
 from prior_bench.testing import sample_images, sample_texts
-from prior_bench.weights import load_checkpoint, new_method, read_state
+from prior_bench.weights import fit_state, load_checkpoint, new_method, read_state
 
 NUMBERS = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
 
@@ -214,6 +214,68 @@ def test_refers_computes_what_it_computed(layout, tmp_path):
     text = shown(file)
     assert f"layout: {layout} " in text
     assert "--method encoder --recipe vit-base --set image.weights=FILE" in text
+
+
+def google(model, file):
+    """A file as Google's code writes it (.npz), with random numbers, also for the classifier."""
+    rng = np.random.default_rng(0)
+    width, heads = model.embed_dim, model.blocks[0].attn.num_heads
+    hidden, side = model.blocks[0].mlp.fc1.out_features, model.patch_embed.patch_size[0]
+
+    def some(*shape):
+        return rng.normal(0, shape[0] ** -0.5, shape).astype(np.float32)
+
+    def norm(name):
+        return {f"{name}/scale": 1 + some(width), f"{name}/bias": some(width)}
+
+    arrays = {"cls": some(1, 1, width), "embedding/kernel": some(side, side, 3, width), "embedding/bias": some(width),
+              "Transformer/posembed_input/pos_embedding": some(*model.pos_embed.shape), "head/kernel": some(width, 5),
+              "head/bias": some(5), "pre_logits/kernel": some(width, width), **norm("Transformer/encoder_norm")}
+    for i in range(len(model.blocks)):
+        block = f"Transformer/encoderblock_{i}"
+        attention = f"{block}/MultiHeadDotProductAttention_1"
+        arrays |= norm(f"{block}/LayerNorm_0") | norm(f"{block}/LayerNorm_2")
+        for role in ("query", "key", "value"):
+            arrays |= {f"{attention}/{role}/kernel": some(width, heads, width // heads),
+                       f"{attention}/{role}/bias": some(heads, width // heads)}
+        arrays |= {f"{attention}/out/kernel": some(heads, width // heads, width), f"{attention}/out/bias": some(width),
+                   f"{block}/MlpBlock_3/Dense_0/kernel": some(width, hidden),
+                   f"{block}/MlpBlock_3/Dense_0/bias": some(hidden),
+                   f"{block}/MlpBlock_3/Dense_1/kernel": some(hidden, width),
+                   f"{block}/MlpBlock_3/Dense_1/bias": some(width)}
+    np.savez(file, **arrays)
+    return file
+
+
+def test_googles_files_compute_what_timm_makes_of_them(tmp_path):
+    model = timm.models.vision_transformer.VisionTransformer(img_size=32, patch_size=16, embed_dim=24, depth=2,
+                                                             num_heads=3, num_classes=0).eval()
+    file = google(model, tmp_path / "vit.npz")
+    model.load_pretrained(str(file))
+    encoder = timm.models.vision_transformer.VisionTransformer(img_size=32, patch_size=16, embed_dim=24, depth=2,
+                                                               num_heads=3, num_classes=0).eval()
+    coverage = fit_state(encoder, timm_state(encoder, read_state(file)))
+    assert (coverage.missing, coverage.unexpected) == ((), ())
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.forward_features(images), model.forward_features(images))
+    text = shown(file)
+    assert "layout: vit-npz " in text
+    assert "a vision transformer with 3 input channels, 2 blocks" in text
+    assert "--method encoder --recipe vit-base --set image.weights=FILE" in text
+
+
+@pytest.mark.filterwarnings("ignore:Unable to automatically")
+def test_damaged_numpy_files_and_those_with_objects_are_refused(tmp_path):
+    file = tmp_path / "vit.npz"
+    np.savez(file, a=np.zeros(100))
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(UserError, match="may be truncated"):
+        read_state(file)
+    np.savez(file, a=np.array([Runs(tmp_path / "it-ran")], dtype=object))
+    with pytest.raises(UserError, match="cannot be read"):
+        read_state(file)
+    assert not (tmp_path / "it-ran").exists()
 
 
 @pytest.mark.parametrize("layout", ["ptunifier", "clip"])
