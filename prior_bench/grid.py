@@ -121,6 +121,7 @@ class Grid:
     tasks: dict[str, Task]
     datasets: dict[str, Opened]  # the requested ones and the one to pre-train on
     source: str | None  # the dataset to pre-train on
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # of `all`: no such recipe, but these
 
     def done(self, planned: PlannedCell) -> bool:
         """Whether the cell's result is on disk; a cell whose weights are not known is not done."""
@@ -135,6 +136,7 @@ class Grid:
 def plan(request: Request) -> Grid:
     """Expand a request into its cells. Raises UserError for anything in it that is unknown or does not fit."""
     check(request)
+    left_out = _left_out(request)
     request = replace(request, methods=_method_names(request))
     tasks = {name: plugins.load("tasks", name)() for name in _task_names(request)}
     _known(request.profile, list(dict.fromkeys(p for t in tasks.values() for p in t.profiles)), "profile", "--profile")
@@ -154,7 +156,7 @@ def plan(request: Request) -> Grid:
         raise UserError("nothing to evaluate: no task fits the datasets, targets, modes and profile asked for",
                         where=f"tasks {', '.join(tasks)}; datasets {', '.join(request.datasets)}",
                         fix="see `prior-bench list` for what each task evaluates")
-    return Grid(request, cells, tasks, datasets, source)
+    return Grid(request, cells, tasks, datasets, source, left_out)
 
 
 def _cells(request: Request, weights: Weights, opened: Opened, tasks: dict[str, Task],
@@ -218,6 +220,19 @@ def _method_names(request: Request) -> list[str]:
         return "encoder" not in values and not fetched
 
     return [name for name in plugins.names("methods") if stands_alone(name)]
+
+
+def _left_out(request: Request) -> dict[str, list[str]]:
+    """Of `all`, the methods to train that have no recipe of the name asked for, and the recipes that they have."""
+    if "all" not in request.methods:
+        return {}
+    found = {}
+    for name in plugins.names("methods"):
+        file = recipe_files.recipe_file(name)
+        trained = [recipe for recipe in recipe_files.read(file) if recipe_files.resolve(file, recipe).get("training")]
+        if trained and request.recipe not in trained:
+            found[name] = trained
+    return found
 
 
 def _task_names(request: Request) -> list[str]:

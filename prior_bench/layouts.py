@@ -22,6 +22,13 @@ _TIMM_NAMES = {
         ("transformer.embeddings.position_embeddings", "pos_embed"), ("transformer.embeddings.cls_token", "cls_token"),
         ("transformer.encoder.encoder_norm.", "norm."), ("transformer.encoder.layer.", "blocks."),
         (".attention_norm.", ".norm1."), (".ffn_norm.", ".norm2."), (".ffn.", ".mlp."), (".attn.out.", ".attn.proj.")),
+    "Transformer/": (  # Google's .npz
+        ("Transformer/posembed_input/pos_embedding", "pos_embed"), ("Transformer/encoder_norm/", "norm."),
+        ("Transformer/encoderblock_", "blocks."), ("/LayerNorm_0/", ".norm1."), ("/LayerNorm_2/", ".norm2."),
+        ("/MlpBlock_3/Dense_0/", ".mlp.fc1."), ("/MlpBlock_3/Dense_1/", ".mlp.fc2."),
+        ("/MultiHeadDotProductAttention_1/out/", ".attn.proj."), ("/MultiHeadDotProductAttention_1/", ".attn."),
+        ("embedding/", "patch_embed.proj."), ("/", "."), ("cls", "cls_token"), ("kernel", "weight"),
+        ("scale", "weight")),
     "embeddings.patch_embeddings.projection.": (  # transformers' Swin
         ("embeddings.patch_embeddings.projection.", "patch_embed.proj."), ("embeddings.norm.", "patch_embed.norm."),
         ("encoder.layers.", "layers."), ("layernorm_before.", "norm1."), ("layernorm_after.", "norm2."),
@@ -68,11 +75,12 @@ LAYOUTS = (
     Layout("biovil", "BioViL, image", "encoder.encoder.", "encoder.encoder."),
     Layout("wrapper", "an encoder in a wrapper (PRIOR's, M-FLAG's)", "encoder.conv1.", "encoder."),
     Layout("mrm", "MRM", "decoder_pos_embed", "", note="the decoder and the report branch are left out"),
+    Layout("vit-npz", "a vision transformer of Google's, .npz", "Transformer/encoderblock_0/", ""),
     Layout("vit-pytorch", "a vision transformer with ViT-pytorch's names", "transformer.embeddings.", ""),
     Layout("resnet", "a ResNet with torchvision's names", "layer1.", ""),
     Layout("vit", "a vision transformer with timm's names", "blocks.", ""),
 )
-_NO_ENCODER = re.compile(r"(fc|head|classifier|decoder|bert|mask)[._]|proj$|.*relative_position_index$")
+_NO_ENCODER = re.compile(r"(fc|head|pre_logits|classifier|decoder|bert|mask)[._/]|proj$|.*relative_position_index$")
 
 
 def recognise(state: Mapping[str, Tensor]) -> Layout | None:
@@ -95,11 +103,22 @@ def image_state(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor
         if layout.name in {"convirt-edreis", "medklip"} and number in _NUMBERED:
             name = f"{_NUMBERED[number]}.{rest}"
         if not _NO_ENCODER.match(name):
-            found[name] = value
+            found[name] = _from_jax(name, value) if layout.name == "vit-npz" else value
     for start, parts in _TIMM_NAMES.items():
         if any(name.startswith(start) for name in found):
             return _fused({_replaced(name, parts): value for name, value in found.items()})
     return found
+
+
+def _from_jax(name: str, value: Tensor) -> Tensor:
+    """A tensor of Google's with its axes as PyTorch has them: theirs has inputs first, and an axis for heads."""
+    if "/MultiHeadDotProductAttention_" in name:
+        if name.endswith("/bias"):
+            return value.flatten()
+        return (value.flatten(0, 1) if "/out/" in name else value.flatten(1)).T
+    if name.endswith("/kernel"):
+        return value.permute(3, 2, 0, 1) if value.dim() == 4 else value.T
+    return value
 
 
 def _replaced(name: str, parts: Iterable[tuple[str, str]]) -> str:

@@ -70,6 +70,7 @@ class Method(nn.Module, ABC):
     trains_on_target: ClassVar[bool] = False  # the supervised ceiling: tasks train the whole encoder from scratch
     recipe_class: ClassVar[type[Recipe]]
     image_input: ImageInput
+    contrastive: ClassVar[Mapping[str, float]] = {}  # terms that are InfoNCE over the batch, the directions each sums
     local_weight: ClassVar[float] = 1.0  # of `local_score` beside the joint cosine, in the profile `standard-local`
     patch: int = 1  # sides of the images that `encode_image` and `pyramid` take are multiples of it; dense tasks round
 

@@ -50,6 +50,7 @@ class TextEncoderSpec(Strict):
 
     name: str = "small-bert"
     max_tokens: int = 128
+    plain_words: bool = later(False)  # letters and digits alone, in lower case, as GLoRIA's authors read reports
     first_layers: int | None = None  # of a hub model, the later ones left out
     layers: int = 4  # small-bert only, as the following
     width: int = 256
@@ -72,6 +73,7 @@ class Training(Strict):
     epochs: float = Field(gt=0)
     stages: tuple[Stage, ...]
     weight_decay: float = 1e-6
+    betas: tuple[float, float] = later((0.9, 0.999))  # of AdamW
     clip: float | None = None  # gradient norm
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     workers: int = 0

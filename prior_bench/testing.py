@@ -272,8 +272,26 @@ def _maps_and_use_depend_on_their_pair_alone(method: Method) -> None:
         _close(first, whole[: len(first)], f"the weights of {name!r} of a pair alone")
 
 
+@torch.inference_mode()
+def _the_order_of_sentences_does_not_matter(method: Method) -> None:
+    """Where nothing tells a text encoder of BERT's kind the order (its table of positions is emptied), neither vectors
+    nor local scores depend on it: what is made of the words treats sentences as a set."""
+    tables = [module for name, module in method.named_modules()
+              if name.endswith(".position_embeddings") and isinstance(module, nn.Embedding)]
+    if not tables:
+        return
+    for table in tables:
+        table.weight.zero_()
+    texts, turned = sample_texts(), [" ".join(reversed(sentences)) for sentences in REPORTS]
+    _close(method.encode_text(turned).joint, method.encode_text(texts).joint, "joint text vectors, sentences reversed")
+    images = sample_images(method)
+    scores, again = method.local_score(images, texts), method.local_score(images, turned)
+    if scores is not None and again is not None:
+        _close(again, scores, "local scores, sentences reversed")
+
+
 TEXT = (_texts_do_not_depend_on_batch_or_padding, _an_empty_text_is_finite, _local_scores_depend_on_their_pair_alone,
-        _maps_and_use_depend_on_their_pair_alone)
+        _maps_and_use_depend_on_their_pair_alone, _the_order_of_sentences_does_not_matter)
 
 
 # --------------------------------------------------------------------------------------- training
@@ -291,6 +309,17 @@ def _losses_are_finite_and_named(method: Method) -> None:
             assert value.dim() == 0, f"{name} is no scalar at progress {progress}"
             assert torch.isfinite(value), f"{name} is {value.item()} at progress {progress}"
             assert math.isfinite(weight), f"the weight of {name} is {weight}"
+
+
+@torch.inference_mode()
+def _info_nce_of_equal_pairs_is_log_batch(method: Method) -> None:
+    """Where all pairs are the same, none can be told from the others: each direction of InfoNCE is log(batch), whatever
+    weights and temperature are. So it starts, too, where vectors say little yet."""
+    n = len(REPORTS)
+    terms = method(sample_batch(method, [0] * n), 0.99)
+    for name, directions in method.contrastive.items():
+        assert name in terms, f"{name} of `contrastive` is no loss term"
+        _close(terms[name][1], torch.tensor(directions * math.log(n)), f"{name} of {n} equal pairs", 1e-3)
 
 
 def _gradients_reach_both_encoders(method: Method) -> None:
@@ -331,8 +360,8 @@ def _two_ranks_equal_one_process(method: Method) -> None:
         _same_gradients(method, gradients, "on two ranks")
 
 
-TRAINING = (_losses_are_finite_and_named, _gradients_reach_both_encoders, _padding_contributes_nothing,
-            _two_ranks_equal_one_process)
+TRAINING = (_losses_are_finite_and_named, _info_nce_of_equal_pairs_is_log_batch, _gradients_reach_both_encoders,
+            _padding_contributes_nothing, _two_ranks_equal_one_process)
 
 
 def _same_objective(method: Method, first: Sequence[Batch], second: Sequence[Batch], progress: float = 0.99) -> None:

@@ -10,12 +10,14 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -96,11 +98,13 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor], whole: str | None 
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
-    """The state dict in a safetensors or PyTorch file, out of its wrappers (`state_dict`, `model`, `module.`)."""
+    """The state dict in a safetensors, PyTorch or NumPy (.npz) file, out of its wrappers (`state_dict`, `model`,
+    `module.`)."""
     file = Path(file)
     if not file.is_file():
         raise UserError("the weights file does not exist", where=str(file), fix="check the path")
-    return _state_of(_read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file), file)
+    readers = {".safetensors": _read_safetensors, ".npz": _read_numpy}
+    return _state_of(readers.get(file.suffix, _read_torch)(file), file)
 
 
 def read_trusted(file: Path) -> dict[str, Tensor]:
@@ -146,27 +150,37 @@ def _load_tensors(file: Path) -> Any:
         if not zipfile.is_zipfile(file):  # the old format, in which Lightning never wrote
             raise
         try:
-            return torch.load(file, map_location="cpu", weights_only=False, pickle_module=_Inert)
-        except RuntimeError:
+            content = torch.load(file, map_location="cpu", weights_only=False, pickle_module=_Inert)
+        except (RuntimeError, TypeError, AttributeError):  # as a shell that is called
             raise error from None
+        inside = [content.get(wrapper) for wrapper in _WRAPPERS] if isinstance(content, Mapping) else []
+        if any(isinstance(part, _Shell) for part in (content, *inside)):  # a whole model, say
+            raise
+        return content
 
 
 class _Inert:
-    """A pickle module for Lightning's files: tensors are rebuilt, and objects of configuration packages become empty
-    shells of which nothing is imported or run. Anything else is refused."""
+    """A pickle module that runs nothing: tensors are rebuilt, and objects of packages, as a Lightning file's
+    hyper-parameters are, become empty shells. Of packages nothing is imported. What the standard library has beyond
+    plain data is refused, as no honest file needs it, and so are tensors of a kind that would be lost as shells."""
 
-    SHELLS = ("omegaconf", "pytorch_lightning", "lightning", "lightning_fabric", "argparse", "pathlib", "typing")
     TENSORS = frozenset({("collections", "OrderedDict"), ("torch._utils", "_rebuild_tensor_v2"),
                          ("torch._utils", "_rebuild_parameter"), ("builtins", "dict"), ("builtins", "list"),
                          ("builtins", "set"), ("builtins", "int"), ("builtins", "str"), ("collections", "defaultdict")})
+    DATA = frozenset({"argparse", "collections", "copyreg", "_codecs", "datetime", "enum", "pathlib", "typing"})
+    PLAIN = frozenset({"bool", "bytearray", "bytes", "complex", "float", "frozenset", "object", "slice", "tuple"})
+    NAMES: Mapping[str, str] = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # old ones, which torch still writes
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
+            module = _Inert.NAMES.get(module, module)
             if (module, name) in _Inert.TENSORS or (module == "torch" and name.endswith("Storage")):
                 return super().find_class(module, name)
-            if module.partition(".")[0] in _Inert.SHELLS:
-                return _Shell
-            raise pickle.UnpicklingError(f"the file wants {module}.{name}")
+            package = module.partition(".")[0]
+            plain = package in _Inert.DATA or (module == "builtins" and name in _Inert.PLAIN)
+            if (package in sys.stdlib_module_names and not plain) or (package == "torch" and "_rebuild" in name):
+                raise pickle.UnpicklingError(f"the file wants {module}.{name}")
+            return _Shell
 
     @staticmethod
     def load(file: Any, **options: Any) -> Any:
@@ -206,6 +220,12 @@ class _Shell(dict[Any, Any]):
     def extend(self, values: Any) -> None:
         """Nothing."""
 
+    def add(self, value: Any) -> None:
+        """Nothing."""
+
+    def __hash__(self) -> int:  # type: ignore[override]  # it may stand for a key
+        return id(self)
+
 
 def _read_safetensors(file: Path) -> Any:
     from safetensors import SafetensorError
@@ -214,6 +234,14 @@ def _read_safetensors(file: Path) -> Any:
     try:
         return load_file(file)
     except SafetensorError as error:
+        raise _unreadable(file, error) from error
+
+
+def _read_numpy(file: Path) -> Any:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (zipfile.BadZipFile, TypeError, *_DAMAGED) as error:
         raise _unreadable(file, error) from error
 
 

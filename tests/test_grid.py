@@ -94,6 +94,16 @@ def test_all_methods_are_those_that_need_not_be_told_more(request_):
     assert not planned("small") & {"timm", "open-clip", "hf", "imagenet", "encoder", "mpma"}
 
 
+def test_all_says_which_methods_it_leaves_out(request_):
+    def left_out(recipe, *methods):
+        return grid.plan(replace(request_, methods=methods, pretrain_on="phantom", recipe=recipe)).left_out
+
+    assert left_out("small", "all")["mpma"] == ["paper", "small-vit", "small-vit-long"]
+    assert {"prior", "convirt", "gloria"} <= left_out("small-vit", "all").keys()
+    assert not {"place", "random", "timm"} & left_out("small-vit", "all").keys()
+    assert left_out("small", "prior") == {}
+
+
 def test_a_task_is_planned_under_the_profiles_that_it_has(request_):
     both = replace(request_, tasks=("toy-task", "zero-shot"))
     assert {c.task for c in grid.plan(replace(both, profile="paper")).cells} == {"toy-task"}

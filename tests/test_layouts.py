@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
+import enum
 import os
 import sys
 import types
+from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import timm
@@ -17,13 +23,13 @@ from typer.testing import CliRunner
 
 from prior_bench import plugins, recipes
 from prior_bench.cli import app
-from prior_bench.encoders.image import ImageEncoder, file_coverage
+from prior_bench.encoders.image import ImageEncoder, file_coverage, timm_state
 from prior_bench.errors import UserError
 from prior_bench.layouts import LAYOUTS
 from prior_bench.recipe_files import recipe_file, released
 from prior_bench.recipes import ImageEncoderSpec
 from prior_bench.testing import sample_images, sample_texts
-from prior_bench.weights import load_checkpoint, new_method, read_state
+from prior_bench.weights import fit_state, load_checkpoint, new_method, read_state
 
 NUMBERS = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
 
@@ -210,6 +216,68 @@ def test_refers_computes_what_it_computed(layout, tmp_path):
     assert "--method encoder --recipe vit-base --set image.weights=FILE" in text
 
 
+def google(model, file):
+    """A file as Google's code writes it (.npz), with random numbers, also for the classifier."""
+    rng = np.random.default_rng(0)
+    width, heads = model.embed_dim, model.blocks[0].attn.num_heads
+    hidden, side = model.blocks[0].mlp.fc1.out_features, model.patch_embed.patch_size[0]
+
+    def some(*shape):
+        return rng.normal(0, shape[0] ** -0.5, shape).astype(np.float32)
+
+    def norm(name):
+        return {f"{name}/scale": 1 + some(width), f"{name}/bias": some(width)}
+
+    arrays = {"cls": some(1, 1, width), "embedding/kernel": some(side, side, 3, width), "embedding/bias": some(width),
+              "Transformer/posembed_input/pos_embedding": some(*model.pos_embed.shape), "head/kernel": some(width, 5),
+              "head/bias": some(5), "pre_logits/kernel": some(width, width), **norm("Transformer/encoder_norm")}
+    for i in range(len(model.blocks)):
+        block = f"Transformer/encoderblock_{i}"
+        attention = f"{block}/MultiHeadDotProductAttention_1"
+        arrays |= norm(f"{block}/LayerNorm_0") | norm(f"{block}/LayerNorm_2")
+        for role in ("query", "key", "value"):
+            arrays |= {f"{attention}/{role}/kernel": some(width, heads, width // heads),
+                       f"{attention}/{role}/bias": some(heads, width // heads)}
+        arrays |= {f"{attention}/out/kernel": some(heads, width // heads, width), f"{attention}/out/bias": some(width),
+                   f"{block}/MlpBlock_3/Dense_0/kernel": some(width, hidden),
+                   f"{block}/MlpBlock_3/Dense_0/bias": some(hidden),
+                   f"{block}/MlpBlock_3/Dense_1/kernel": some(hidden, width),
+                   f"{block}/MlpBlock_3/Dense_1/bias": some(width)}
+    np.savez(file, **arrays)
+    return file
+
+
+def test_googles_files_compute_what_timm_makes_of_them(tmp_path):
+    model = timm.models.vision_transformer.VisionTransformer(img_size=32, patch_size=16, embed_dim=24, depth=2,
+                                                             num_heads=3, num_classes=0).eval()
+    file = google(model, tmp_path / "vit.npz")
+    model.load_pretrained(str(file))
+    encoder = timm.models.vision_transformer.VisionTransformer(img_size=32, patch_size=16, embed_dim=24, depth=2,
+                                                               num_heads=3, num_classes=0).eval()
+    coverage = fit_state(encoder, timm_state(encoder, read_state(file)))
+    assert (coverage.missing, coverage.unexpected) == ((), ())
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.forward_features(images), model.forward_features(images))
+    text = shown(file)
+    assert "layout: vit-npz " in text
+    assert "a vision transformer with 3 input channels, 2 blocks" in text
+    assert "--method encoder --recipe vit-base --set image.weights=FILE" in text
+
+
+@pytest.mark.filterwarnings("ignore:Unable to automatically")
+def test_damaged_numpy_files_and_those_with_objects_are_refused(tmp_path):
+    file = tmp_path / "vit.npz"
+    np.savez(file, a=np.zeros(100))
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(UserError, match="may be truncated"):
+        read_state(file)
+    np.savez(file, a=np.array([Runs(tmp_path / "it-ran")], dtype=object))
+    with pytest.raises(UserError, match="cannot be read"):
+        read_state(file)
+    assert not (tmp_path / "it-ran").exists()
+
+
 @pytest.mark.parametrize("layout", ["ptunifier", "clip"])
 def test_clip_names_compute_what_open_clip_does(layout, tmp_path):
     model = scrambled(clip(layers=1, size=32))
@@ -380,17 +448,85 @@ def test_a_full_model_in_a_lightning_file(name, lightning_file):
     assert f"layout: {name} " in CliRunner().invoke(app, ["weights", "inspect", str(file)]).stdout
 
 
-class Evil:
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Runs:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
     def __reduce__(self):
-        import os
-
-        return os.system, ("touch /tmp/prior-bench-was-here",)
+        return os.mkdir, (str(self.folder),)
 
 
-def test_a_lightning_file_with_anything_else_is_refused(tmp_path):
-    torch.save({"state_dict": {"conv1.weight": EXTRA}, "hyper_parameters": Evil()}, tmp_path / "evil.ckpt")
-    with pytest.raises(UserError, match="more than tensors"):
+HYPER_PARAMETERS = {
+    "scalar": np.float64(0.5), "array": np.arange(3), "generator": np.random.default_rng(0), "enum": Colour.RED,
+    "path as a key": {Path("images"): 1}, "time": datetime.timedelta(1), "arguments": argparse.Namespace(lr=1),
+    "queue": collections.deque([1]), "optimizer": torch.optim.AdamW([EXTRA]), "size": torch.Size([2]),
+    "class as a key": {np.ndarray: "callback"}, "set": {Colour.RED, 1j},
+    "plain": [frozenset({1}), bytearray(b"x"), object()],
+}
+
+
+@pytest.mark.parametrize("what", HYPER_PARAMETERS)
+def test_foreign_objects_are_passed_over_and_never_made(what, tmp_path, monkeypatch):
+    state = {"layer1.0.conv1.weight": torch.randn(2, 3), "conv1.bias": torch.nn.Parameter(torch.randn(3))}
+    file = tmp_path / "last.ckpt"
+    torch.save({"state_dict": state, "hyper_parameters": {"object": HYPER_PARAMETERS[what], "lr": 1.0}}, file)
+    monkeypatch.delattr(torch.optim, "AdamW")  # nothing of a package is looked up
+    found = read_state(file)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("nested", [lambda x: x, lambda x: {"a": [x]}])
+def test_a_lightning_file_that_brings_code_is_refused_and_not_run(nested, tmp_path):
+    runs = Runs(tmp_path / "it-ran")
+    torch.save({"state_dict": {"conv1.weight": EXTRA}, "hyper_parameters": nested(runs)}, tmp_path / "evil.ckpt")
+    with pytest.raises(UserError, match=f"the file wants {os.mkdir.__module__}.mkdir") as error:
         read_state(tmp_path / "evil.ckpt")
+    assert "convert --trust" in error.value.fix
+    assert not (tmp_path / "it-ran").exists()
+
+
+class Evaluates:
+    def __reduce__(self):
+        return eval, ("1 + 1",)  # under the old name of builtins
+
+
+def test_builtins_that_run_code_are_refused(tmp_path):
+    torch.save({"state_dict": {"conv1.weight": EXTRA}, "hyper_parameters": Evaluates()}, tmp_path / "evil.ckpt")
+    with pytest.raises(UserError, match=r"the file wants builtins\.eval"):
+        read_state(tmp_path / "evil.ckpt")
+
+
+def test_code_by_way_of_a_shell_is_not_run(tmp_path):
+    """`numpy.getattr(x)(...)` would be a call of a shell."""
+    class Calls:
+        def __reduce__(self):
+            return Called(), ("anything",)
+
+    class Called:
+        def __call__(self, text):
+            return {}
+
+        def __reduce__(self):
+            return np.float64, (1.0,)
+
+    torch.save({"state_dict": {"conv1.weight": EXTRA}, "hyper_parameters": Calls()}, tmp_path / "calls.ckpt")
+    with pytest.raises(UserError, match="more than tensors"):
+        read_state(tmp_path / "calls.ckpt")
+
+
+@pytest.mark.parametrize("wrapped", [lambda model: model, lambda model: {"model": model}])
+def test_a_whole_model_is_sent_to_convert(wrapped, tmp_path):
+    torch.save(wrapped(torch.nn.Linear(2, 3)), tmp_path / "model.pt")
+    with pytest.raises(UserError, match="more than tensors") as error:
+        read_state(tmp_path / "model.pt")
+    assert "convert --trust" in error.value.fix
 
 
 # --------------------------------------------------------------------------------- files that are trusted

@@ -103,6 +103,17 @@ class MapsOfTheBatch(Convirt):
         return {"sentence to image": found / found.sum(dim=0)}
 
 
+class SumsOverPairs(Convirt):
+    def losses(self, batch, progress):
+        return {name: (weight, value * len(batch["ids"]))
+                for name, (weight, value) in super().losses(batch, progress).items()}
+
+
+class ReadsTheFirstSentence(Convirt):
+    def encode_text(self, texts):
+        return super().encode_text([text.partition(".")[0] for text in texts])
+
+
 class FrozenText(Convirt):
     def _text(self, ids, mask):
         return super()._text(ids, mask).detach()
@@ -116,6 +127,8 @@ class FrozenText(Convirt):
     (NormalisesOverTheBatch, "images do not depend on batch or order", "alone differs"),
     (WrongStrides, "pyramid has its strides and channels", "stride 4"),
     (MapsOfTheBatch, "maps and use depend on their pair alone", "the map 'sentence to image' of a pair alone differs"),
+    (SumsOverPairs, "info nce of equal pairs is log batch", "l_v_to_u of 6 equal pairs differs"),
+    (ReadsTheFirstSentence, "the order of sentences does not matter", "sentences reversed differs"),
     (FrozenText, "gradients reach both encoders", "no gradient reaches the text_encoder"),
 ])
 def test_a_broken_rule_is_caught_by_name(kind, check, seen):

@@ -6,7 +6,7 @@ deviation from the paper, are in README.md beside this file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -57,6 +57,7 @@ class Convirt(DualEncoder):
     name = "convirt"
     title = "ConVIRT"
     paper = "https://arxiv.org/abs/2010.00747"
+    contrastive: ClassVar[Mapping[str, float]] = {"l_v_to_u": 1, "l_u_to_v": 1}
     recipe_class: ClassVar[type[Recipe]] = ConvirtRecipe
     recipe: ConvirtRecipe
 

@@ -6,7 +6,7 @@ in README.md beside this file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -57,6 +57,7 @@ class Gloria(DualEncoder):
     name = "gloria"
     title = "GLoRIA"
     paper = "https://doi.org/10.1109/ICCV48922.2021.00391"
+    contrastive: ClassVar[Mapping[str, float]] = {"L_global": 2, "L_local": 2}
     recipe_class: ClassVar[type[Recipe]] = GloriaRecipe
     recipe: GloriaRecipe
     official_text: Tensor

@@ -6,7 +6,7 @@ from the authors' code, are in README.md beside this file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -59,6 +59,7 @@ class Mgca(DualEncoder):
     name = "mgca"
     title = "MGCA"
     paper = "https://arxiv.org/abs/2210.06044"
+    contrastive: ClassVar[Mapping[str, float]] = {"L_ITA": 2}
     recipe_class: ClassVar[type[Recipe]] = MgcaRecipe
     recipe: MgcaRecipe
     official_positions: Tensor

@@ -7,7 +7,7 @@ A re-implementation from the abstract, not a reproduction: README.md says what i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -76,6 +76,7 @@ class Mpma(DualEncoder):
     name = "mpma"
     title = "MPMA"
     paper = "https://arxiv.org/abs/2305.07920"
+    contrastive: ClassVar[Mapping[str, float]] = {"L_global": 1}
     recipe_class: ClassVar[type[Recipe]] = MpmaRecipe
     recipe: MpmaRecipe
 

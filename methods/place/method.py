@@ -6,7 +6,7 @@ A re-implementation from the abstract, not a reproduction: README.md says what i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -70,6 +70,7 @@ class Place(DualEncoder):
     name = "place"
     title = "PLACE"
     paper = "https://arxiv.org/abs/2506.10573"
+    contrastive: ClassVar[Mapping[str, float]] = {"L_ita": 1}
     recipe_class: ClassVar[type[Recipe]] = PlaceRecipe
     recipe: PlaceRecipe
 

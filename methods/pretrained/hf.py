@@ -36,7 +36,9 @@ class HuggingFace(Tower):
             if self.has_text:
                 self.tokenizer = transformers.AutoTokenizer.from_pretrained(recipe.encoder, **options)
         except (OSError, ValueError, ImportError) as error:
-            raise missing("transformers", recipe.encoder, error, "a model on the hub or in a local folder") from error
+            fix = "where you trust the code that lies beside the weights: --set trust_remote_code=true"
+            raise missing("transformers", recipe.encoder, error, "a model on the hub or in a local folder",
+                          fix if "trust_remote_code" in str(error) else "") from error
         self.vision: Any = self.model.vision_model if self.has_text else self.model
         interpolation: Literal["bilinear", "bicubic"] = "bicubic" if processor.resample == _BICUBIC else "bilinear"
         self.image_input = ImageInput(size=_size(processor), channels=3, mean=tuple(processor.image_mean),
@@ -64,11 +66,13 @@ class HuggingFace(Tower):
         longest = getattr(self.model.config.text_config, "max_position_embeddings", None)
         tokens = self.tokenizer(list(texts), padding="max_length" if self._fixed_length else True, truncation=True,
                                 max_length=longest, return_tensors="pt").to(device)
+        if self._fixed_length:
+            tokens = {"input_ids": tokens["input_ids"]}
         return TextFeatures(F.normalize(_vector(self.model.get_text_features(**tokens)).float(), dim=-1))
 
     @property
     def _fixed_length(self) -> bool:
-        """SigLIP was trained with padding to the whole context."""
+        """SigLIP was trained with padding to the whole context, and attends to it."""
         return str(self.model.config.model_type).startswith("siglip")
 
 

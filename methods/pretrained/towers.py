@@ -75,8 +75,9 @@ class Tower(Method):
         self.levels = [min(range(len(maps)), key=lambda i: (abs(log2(strides[i] / s)), -i)) for s in STRIDES]
 
 
-def missing(family: str, name: str, error: Exception, expected: str) -> UserError:
+def missing(family: str, name: str, error: Exception, expected: str, fix: str = "") -> UserError:
     """The error of an encoder that cannot be had."""
     reason: Any = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UserError(f"the encoder {name!r} of {family} could not be loaded: {reason}", where="--method",
-                     expected=expected, fix="check the name; without network, give the path of a local file or folder")
+                     expected=expected,
+                     fix=fix or "check the name; without network, give the path of a local file or folder")

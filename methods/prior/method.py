@@ -6,7 +6,7 @@ from the authors' code, are in README.md beside this file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -99,6 +99,7 @@ class Prior(Method):
     name = "prior"
     title = "PRIOR"
     paper = "https://arxiv.org/abs/2307.12577"
+    contrastive: ClassVar[Mapping[str, float]] = {"L_global": 1, "L_gpa": 1}
     recipe_class: ClassVar[type[Recipe]] = PriorRecipe
     local_weight: ClassVar[float] = 0.5
     official_layout: Tensor

@@ -76,6 +76,8 @@ def run(
         profile=profile, recipe=recipe, overrides=overrides(set_ or []), weights=weights,
         allow_partial_weights=allow_partial_weights, device=device, precision=precision, output=output,
         cache=cache_folder(cache), data_root=data_root, max_bad_images=max_bad_images))
+    for name, known in planned.left_out.items():
+        typer.echo(f"left out: {name} has no recipe {recipe!r}; it has {', '.join(known)}")
     if dry_run:
         typer.echo(describe(planned))
     else:

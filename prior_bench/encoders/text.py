@@ -6,6 +6,7 @@ one [SEP] behind, so that every word piece knows its sentence and special tokens
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +40,13 @@ class Tokens:
 class TextEncoder(nn.Module):
     """A transformers encoder with its tokenizer. `forward` gives the last hidden states (B, L, width)."""
 
-    def __init__(self, model: Any, tokenizer: Any, max_tokens: int):
+    def __init__(self, model: Any, tokenizer: Any, max_tokens: int, plain_words: bool = False):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.width: int = model.config.hidden_size
         self.max_tokens = min(max_tokens, getattr(model.config, "max_position_embeddings", max_tokens))
+        self.plain_words = plain_words
         self.without_order = False  # every token at position 0, as MGCA's authors have it
         self._memo: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
@@ -74,7 +76,7 @@ class TextEncoder(nn.Module):
             if spec.first_layers is not None:
                 model.encoder.layer = model.encoder.layer[: spec.first_layers]
                 model.config.num_hidden_layers = len(model.encoder.layer)
-        return cls(model, tokenizer, spec.max_tokens)
+        return cls(model, tokenizer, spec.max_tokens, spec.plain_words)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer and the model's configuration (not its weights) into a folder."""
@@ -149,9 +151,16 @@ class TextEncoder(nn.Module):
         if sentence not in self._memo:
             if len(self._memo) >= _MEMO:
                 self._memo.clear()
-            encoded = self.tokenizer(sentence, add_special_tokens=False, verbose=False)
+            text = plain(sentence) if self.plain_words else sentence
+            encoded = self.tokenizer(text, add_special_tokens=False, verbose=False)
             self._memo[sentence] = tuple(encoded["input_ids"]), tuple(encoded.word_ids())
         return self._memo[sentence]
+
+
+def plain(sentence: str) -> str:
+    """Its words alone, of ASCII letters and digits in lower case: what GLoRIA's authors give to their tokenizer."""
+    words = (word.encode("ascii", "ignore").decode() for word in re.findall(r"\w+", sentence.lower()))
+    return " ".join(word for word in words if word)
 
 
 def build_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:

@@ -193,7 +193,7 @@ class Run:
         groups = [{"weight_decay": self.training.weight_decay, "lr_scale": 1.0, **group}
                   for group in self.method.param_groups()]
         clip = {"max_norm": self.training.clip} if self.training.clip else None
-        return OptimWrapper(torch.optim.AdamW(groups, fused=True), clip_grad=clip)
+        return OptimWrapper(torch.optim.AdamW(groups, betas=self.training.betas, fused=True), clip_grad=clip)
 
     def _provenance(self, seconds: float, peak: int) -> dict[str, Any]:
         rows = read_log(self.folder / "log.jsonl")

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from prior_bench.encoders.text import TextEncoder, build_tokenizer
+from prior_bench.encoders.text import TextEncoder, build_tokenizer, plain
 from prior_bench.errors import UserError
 from prior_bench.recipes import TextEncoderSpec
 
@@ -89,6 +89,16 @@ def test_a_local_folder_of_transformers_is_an_encoder(tmp_path):
     tokens = encoder.pad([encoder.tokens(["no effusion"])])
     assert encoder(tokens["ids"], tokens["mask"]).shape == (*tokens["ids"].shape, 16)
     torch.testing.assert_close(encoder.model.embeddings.word_embeddings.weight, model.embeddings.word_embeddings.weight)
+
+
+def test_plain_words_are_those_that_gloria_reads():
+    assert plain("  The HEART is 3.5cm, naïve - enlarged_x!  ") == "the heart is 3 5cm nave enlarged_x"
+    spec = TextEncoderSpec(plain_words=True, layers=1, width=16, heads=2)
+    method = TextEncoder.build(spec, ["The heart is 5cm, enlarged."])
+    theirs = method.tokenizer("the heart is 5cm enlarged", add_special_tokens=False)["input_ids"]
+    assert method.tokens(["The heart is 5cm, enlarged."]).ids[1:-1].tolist() == theirs
+    assert method.tokens(["The heart is 5cm, enlarged."]).word.max() == 4  # a comma is no word
+    assert "plain_words" not in TextEncoderSpec().model_dump()  # digests stay as they were
 
 
 def test_a_missing_model_and_missing_reports_are_users_errors(tmp_path):

@@ -183,6 +183,15 @@ def test_stage_bounds_survive_rounding(toy_method):
         assert bounds[2] == (-(-3 * steps // 10), steps)
 
 
+@pytest.mark.parametrize(("settings", "expected"), [({}, (0.9, 0.999)), ({"betas": (0.5, 0.95)}, (0.5, 0.95))])
+def test_the_betas_of_the_recipe_are_the_optimisers(settings, expected, train, monkeypatch):
+    seen = set()
+    monkeypatch.setattr(hooks.Stages, "before_train_iter",
+                        lambda self, runner, **_: seen.add(runner.optim_wrapper.optimizer.param_groups[0]["betas"]))
+    train(epochs=0.1, **settings)
+    assert seen == {expected}
+
+
 def test_optimiser_starts_afresh_at_a_stage(train, monkeypatch):
     seen = []
     before = hooks.Stages.before_train_iter

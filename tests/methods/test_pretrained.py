@@ -97,6 +97,22 @@ def test_open_clip_computes_what_open_clip_computes(clip_folder):
     check_method(method)
 
 
+def test_a_model_of_open_clip_with_weights_from_a_file(clip_folder, tmp_path_factory):
+    import open_clip
+
+    model, folder = clip_folder
+    configs = tmp_path_factory.mktemp("configs")
+    known = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    (configs / "tiny-clip.json").write_text(json.dumps(known))
+    open_clip.add_model_config(configs)
+    method = build(f"open-clip:tiny-clip/{folder / 'open_clip_pytorch_model.bin'}")
+    assert method.image_input.size == 32
+    np.testing.assert_allclose(method.image_input.mean, open_clip.OPENAI_DATASET_MEAN)
+    images = sample_images(method, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(method.encode_image(images).joint, model.encode_image(images, normalize=True))
+
+
 def test_open_clip_names_what_is_missing():
     with pytest.raises(UserError, match="openai"):
         build("open-clip:ViT-B-32")
@@ -179,6 +195,54 @@ def test_a_dual_encoder_of_transformers(tmp_path):
         torch.testing.assert_close(method.encode_image(images).joint, expected.image_embeds)
         torch.testing.assert_close(method.encode_text(texts).joint, expected.text_embeds)
     check_method(method)
+
+
+def test_siglip_pads_its_texts_to_the_whole_context(tmp_path):
+    from prior_bench.encoders.text import build_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(["No pneumothorax is seen. The heart is enlarged. Clear lungs."] * 3, 80)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.SiglipConfig(
+        vision_config={**size, "image_size": 32, "patch_size": 8},
+        text_config={**size, "projection_size": 16, "vocab_size": len(tokenizer), "max_position_embeddings": 12})
+    model = transformers.SiglipModel(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    transformers.SiglipImageProcessor(size={"height": 32, "width": 32}, resample=2, image_mean=[0.4] * 3,
+                                      image_std=[0.3] * 3).save_pretrained(tmp_path)
+    method = build(f"hf:{tmp_path}")
+    spec = method.image_input
+    assert (spec.size, spec.interpolation, spec.mean, spec.std) == (32, "bilinear", (0.4,) * 3, (0.3,) * 3)
+    images, texts = sample_images(method, 3), ["The heart is enlarged.", "No pneumothorax is seen."]
+    with torch.no_grad():
+        tokens = tokenizer(texts, padding="max_length", max_length=12, return_tensors="pt")
+        expected = model(pixel_values=images, input_ids=tokens["input_ids"])  # SigLIP sees its padding
+        torch.testing.assert_close(method.encode_image(images).joint, expected.image_embeds)
+        torch.testing.assert_close(method.encode_text(texts).joint, expected.text_embeds)
+    check_method(method)
+
+
+def test_code_beside_weights_runs_only_where_the_flag_is_given(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "model"
+    vision_folder(folder)
+    (folder / "modeling_own.py").write_text(
+        "from pathlib import Path\nfrom transformers import Dinov2Config, Dinov2Model\n\n"
+        f"Path({str(tmp_path / 'it-ran')!r}).mkdir(exist_ok=True)\n\n\n"
+        "class OwnConfig(Dinov2Config):\n    model_type = 'own'\n\n\n"
+        "class OwnModel(Dinov2Model):\n    config_class = OwnConfig\n")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "architectures": ["OwnModel"],
+               "auto_map": {"AutoConfig": "modeling_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="custom code") as error:
+        build(f"hf:{folder}")
+    assert "--set trust_remote_code=true" in error.value.fix
+    assert not (tmp_path / "it-ran").exists()
+    method = build(f"hf:{folder}", trust_remote_code=True)
+    assert (tmp_path / "it-ran").exists()
+    assert method.image_input.size == 42
 
 
 def test_a_folder_that_is_no_model(tmp_path):

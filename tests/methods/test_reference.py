@@ -31,6 +31,15 @@ def test_an_encoder_reference_gives_maps_and_a_pyramid(name):
     assert not method.training
 
 
+@pytest.mark.parametrize(("recipe", "mean", "interpolation"), [
+    ("small", (0.485, 0.456, 0.406), "bilinear"), ("small-vit", (0.5, 0.5, 0.5), "bicubic")])
+def test_imagenet_sees_images_as_its_weights_configuration_says(recipe, mean, interpolation):
+    cls = plugins.load("methods", "imagenet")
+    chosen = recipes.load(recipe_file("imagenet"), recipe, cls.recipe_class, {"image.weights": "random"})
+    spec = new_method(cls, chosen, 0).image_input
+    assert (spec.size, spec.mean, spec.interpolation) == (128, mean, interpolation)
+
+
 def test_random_weights_hang_on_the_seed_alone_and_leave_the_global_state():
     torch.manual_seed(5)
     expected = torch.rand(1)

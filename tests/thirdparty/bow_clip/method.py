@@ -16,7 +16,7 @@ WORDS = 512
 
 
 class BowClip(Method):
-    name, title, recipe_class = "bow-clip", "Bag-of-words CLIP", Recipe
+    name, title, recipe_class, contrastive = "bow-clip", "Bag-of-words CLIP", Recipe, {"L_nce": 1}
 
     def __init__(self, recipe):
         super().__init__()
