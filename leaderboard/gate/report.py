@@ -92,7 +92,7 @@ def failed(findings: Sequence[Finding]) -> list[Finding]:
 
 def as_text(report: Report) -> str:
     """A line for each cell, then every finding that did not pass, the facts and the verdict."""
-    parts = [tabulate(_rows(report), headers=_HEADER, tablefmt="simple", disable_numparse=True)]
+    parts = [tabulate(_rows(report), headers=_HEADER, tablefmt="simple", disable_numparse=True)] * bool(report.findings)
     wrong = failed(report.findings)
     if wrong:
         rows = [[f.status, f.cell, f.what, f.expected, f.found, f.tolerance, f.reason] for f in wrong]

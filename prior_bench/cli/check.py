@@ -57,7 +57,7 @@ def check(
                       baseline, lambda line: typer.echo(line, err=True))
     report: Report = module.update(options, reason) if update else module.check(options)
     if update:
-        typer.echo("The new numbers against the old baseline:\n")
+        typer.echo("the new baseline, compared with the old one:\n" if report.findings else "there was no old baseline")
     typer.echo(as_text(report))
     for file, text in ((junit, as_junit), (json_, as_json)):
         if file is not None:

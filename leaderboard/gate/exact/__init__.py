@@ -65,17 +65,18 @@ def update(options: Options, reason: str) -> Report:
         measured = _measured(name, baseline, options)
         if failed := [f"{title}: {cell.problem}" for title, cell in measured.items() if cell.problem]:
             raise UserError("what fails cannot become golden", where="; ".join(failed), fix="mend it first")
-        old = _old(baseline, name, options, origin)
-        findings += compare(measured, old, options)
-        compared += [old] if old.cells else []
+        if (old := _old(baseline, name, options)) is not None:
+            findings += compare(measured, old, options, anyway=True)
+            compared.append(old)
         cells = {title: GoldenCell(cell.made_from, {what: q.fingerprint for what, q in cell.quantities.items()})
                  for title, cell in measured.items()}
         options.say(f"{name}: wrote {golden.write(baseline, name, options.kind, origin, cells)}")
     return Report(GATE, tuple(findings), _facts(options, compared, perf_counter() - start))
 
 
-def compare(measured: Mapping[str, Measured], stored: Golden, options: Options) -> Iterator[Finding]:
-    """A finding for each quantity of each cell, or one for a cell that cannot be compared."""
+def compare(measured: Mapping[str, Measured], stored: Golden, options: Options, anyway: bool = False
+            ) -> Iterator[Finding]:
+    """A finding for each quantity of each cell, or one for a cell that cannot be compared; with `anyway`, both."""
     tolerances = TOLERANCES[options.precision.name]
     wanted = {title for title in stored.cells if _asked(title, options)}
     for title in sorted(wanted - set(measured)):
@@ -87,16 +88,16 @@ def compare(measured: Mapping[str, Measured], stored: Golden, options: Options) 
         elif title not in stored.cells:
             yield _incomparable(title, "cell", "missing", "present", f"not in the baseline; run {_UPDATE}")
         else:
-            yield from _compare_cell(title, cell, stored.cells[title], tolerances)
+            yield from _compare_cell(title, cell, stored.cells[title], tolerances, anyway)
 
 
-def _compare_cell(title: str, cell: Measured, stored: GoldenCell, tolerances: Mapping[Group, float]
+def _compare_cell(title: str, cell: Measured, stored: GoldenCell, tolerances: Mapping[Group, float], anyway: bool
                   ) -> Iterator[Finding]:
     others = {name: found for name, found in cell.made_from.items() if found != stored.made_from.get(name)}
     for name, found in others.items():
         yield _incomparable(title, name, stored.made_from.get(name, "none"), found,
                             f"other {name} than in the baseline; if that is meant, run {_UPDATE}")
-    if others:
+    if others and not anyway:
         return
     for what in sorted(set(stored.quantities) - set(cell.quantities)):
         yield _incomparable(title, what, "present", "missing", f"no longer made; if that is meant, run {_UPDATE}")
@@ -152,14 +153,13 @@ def _measured(name: str, baseline: Path, options: Options) -> dict[str, Measured
     return measured
 
 
-def _old(baseline: Path, name: str, options: Options, origin: Origin) -> Golden:
-    """The golden values that are replaced; none where they are missing, or damaged, which is a reason to update."""
+def _old(baseline: Path, name: str, options: Options) -> Golden | None:
+    """The golden values that are replaced; None where they are missing, or damaged, which is a reason to update."""
     try:
-        found = golden.read(baseline, name, options.kind)
+        return golden.read(baseline, name, options.kind)
     except UserError as error:
         options.say(f"{name}: {error.what}")
-        found = None
-    return found or Golden(golden.SCHEMA, options.kind, origin, {})
+        return None
 
 
 def _facts(options: Options, compared: list[Golden], seconds: float) -> dict[str, str]:
