@@ -75,7 +75,7 @@ def update(options: Options, reason: str) -> Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Compared:
     """One t test of the run: where, and what it says, adjusted over all of them."""
 
     cell: str
@@ -85,7 +85,7 @@ class Test:
     better: float  # adjusted p of a change for the better
 
 
-def judge(old: Mapping[str, SuiteCell], new: Mapping[str, SuiteCell]) -> tuple[list[Finding], tuple[Test, ...]]:
+def judge(old: Mapping[str, SuiteCell], new: Mapping[str, SuiteCell]) -> tuple[list[Finding], tuple[Compared, ...]]:
     """A finding for each quantity of the cells in `new`, and the tests behind them."""
     findings: list[Finding] = []
     pairs: list[tuple[str, str, Series, Series]] = []
@@ -100,18 +100,18 @@ def judge(old: Mapping[str, SuiteCell], new: Mapping[str, SuiteCell]) -> tuple[l
             pairs += [(title, name, old[title].quantities[name], series) for name, series in cell.quantities.items()
                       if name in old[title].quantities]
     costs = [pair for pair in pairs if pair[0].endswith(f"/{suite.COST}")]
-    tests = tested([pair for pair in pairs if pair not in costs])
+    tests = compared([pair for pair in pairs if pair not in costs])
     findings += [_finding(test, len(tests)) for test in tests]
     findings += [_cost(*pair) for pair in costs]
     order = {title: place for place, title in enumerate(new)}
     return sorted(findings, key=lambda f: order[f.cell]), tests
 
 
-def tested(pairs: Sequence[tuple[str, str, Series, Series]]) -> tuple[Test, ...]:
+def compared(pairs: Sequence[tuple[str, str, Series, Series]]) -> tuple[Compared, ...]:
     """All tests of a run, adjusted together (Holm): those for the worse, and apart from them those for the better."""
     changes = [Change.of(_numbers(old), _numbers(new), old.better) for _, _, old, new in pairs]
     adjusted, better = holm([c.p for c in changes]), holm([c.p_better for c in changes])
-    return tuple(Test(title, name, change, float(p), float(q))
+    return tuple(Compared(title, name, change, float(p), float(q))
                  for (title, name, _, _), change, p, q in zip(pairs, changes, adjusted, better, strict=True))
 
 
@@ -119,7 +119,7 @@ def _numbers(series: Series) -> list[float]:
     return [value for value in series.values if value is not None]
 
 
-def _finding(test: Test, tests: int) -> Finding:
+def _finding(test: Compared, tests: int) -> Finding:
     change, level = test.change, LEVEL / tests
     failed = test.adjusted < LEVEL
     reason = ""
@@ -214,7 +214,7 @@ def _new_seeds(options: Options, stored: Baseline) -> list[int]:
     return seeds
 
 
-def _facts(options: Options, stored: Baseline | None, seeds: Sequence[int], tests: Sequence[Test], seconds: float
+def _facts(options: Options, stored: Baseline | None, seeds: Sequence[int], tests: Sequence[Compared], seconds: float
            ) -> dict[str, str]:
     from prior_bench.execution import device_name
     from prior_bench.provenance import peak_memory
@@ -235,7 +235,7 @@ def _facts(options: Options, stored: Baseline | None, seeds: Sequence[int], test
     return facts | {"time": f"{seconds:.0f} s", "peak memory": memory}
 
 
-def _detectable(tests: Sequence[Test]) -> dict[str, str]:
+def _detectable(tests: Sequence[Compared]) -> dict[str, str]:
     """The smallest regression that a run finds with power POWER, by metric: the least and the largest over the cells."""
     found: dict[str, list[float]] = {}
     for test in tests:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class Series:
     """The values of one quantity, one a seed in the order of the seeds; None where it is undefined."""
 
     better: Better
-    values: list[float | None]
+    values: tuple[float | None, ...]
 
 
 @dataclass(slots=True)
@@ -36,8 +37,9 @@ class SuiteCell:
     broken: bool = False
 
     def add(self, name: str, better: Better, value: float | None) -> None:
-        self.quantities.setdefault(name, Series(better, [])).values.append(
-            None if value is None else float(f"{value:.{_DIGITS}g}"))
+        before = self.quantities[name].values if name in self.quantities else ()
+        rounded = None if value is None else float(f"{value:.{_DIGITS}g}")
+        self.quantities[name] = Series(better, (*before, rounded))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Baseline:
     schema: int
     kind: str
     origin: Origin
-    seeds: list[int]
+    seeds: tuple[int, ...]
     cells: dict[str, SuiteCell]
 
 
@@ -81,9 +83,9 @@ def _check(found: Baseline, kind: str) -> None:
                 raise ValueError(f"cells.{title}.{name}: {len(series.values)} values, expected one a seed")
 
 
-def write(folder: Path, kind: str, origin: Origin, seeds: list[int], cells: dict[str, SuiteCell]) -> Path:
+def write(folder: Path, kind: str, origin: Origin, seeds: Sequence[int], cells: dict[str, SuiteCell]) -> Path:
     """A baseline as JSON, cells sorted by title, the values of a quantity on one line."""
-    content = asdict(Baseline(SCHEMA, kind, origin, seeds, dict(sorted(cells.items()))))
+    content = asdict(Baseline(SCHEMA, kind, origin, tuple(seeds), dict(sorted(cells.items()))))
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
     text = re.sub(r"\[[^\[\]\"]*\]", lambda found: json.dumps(json.loads(found[0])), text)
     file = file_of(folder, kind)
