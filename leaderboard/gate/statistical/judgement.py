@@ -1,15 +1,15 @@
 """Is a new run worse than the seeds of the baseline? A t test of a prediction, adjusted over the run, and its power.
 
-The baseline holds n values of a quantity, one a seed. m new values of unchanged code differ from their mean by
-s sqrt(1/n + 1/m) times a t variable with n - 1 degrees of freedom, s being the deviation between the n: the test data are
-the same in every run, so what varies is the seed. Few seeds make wide tails, which `detectable` says in numbers.
+The baseline holds n values of a quantity, one a seed. The mean of m new values of unchanged code differs from theirs by
+s sqrt(1/n + 1/m) times a t variable with n - 1 degrees of freedom, s being the deviation between the n: the test data
+are the same in every run, so what varies is the seed. Few seeds make wide tails; `detectable` says how wide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import copysign, inf, sqrt
 from typing import Literal
 
 import numpy as np
@@ -43,10 +43,8 @@ class Change:
         deviation = float(np.std(old, ddof=1))
         error, degrees = deviation * sqrt(1 / len(old) + 1 / len(new)), len(old) - 1
         sides = 2 if better == "neither" else 1
-        if error == 0:  # all seeds agree, as where a metric is at its limit
-            t = 0.0 if again == mean else inf if again > mean else -inf
-        else:
-            t = (again - mean) / error
+        # where all seeds agree, as where a metric is at its limit, any difference is infinitely many deviations
+        t = (again - mean) / error if error else copysign(inf, again - mean) if again != mean else 0.0
         rising, falling = float(stats.t.sf(t, degrees)), float(stats.t.cdf(t, degrees))
         if better == "neither":
             p, p_better = min(1.0, 2 * min(rising, falling)), 1.0
@@ -61,7 +59,7 @@ class Change:
         return float(self.error * stats.t.isf(level / self.sides, self.degrees))
 
     def used(self, adjusted: float) -> float:
-        """Share of the tolerance that the difference takes: t of the adjusted p over t of LEVEL; above 1 is rejected."""
+        """Share of the tolerance that is used: t of the adjusted p over that of LEVEL. Above 1: rejected."""
         from scipy import stats
 
         found, limit = stats.t.isf(np.array([adjusted, LEVEL]) / self.sides, self.degrees)

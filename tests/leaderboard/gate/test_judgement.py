@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from prior_bench.leaderboard.gate.statistical import compared
-from prior_bench.leaderboard.gate.statistical.baseline import Series
 from prior_bench.leaderboard.gate.statistical.judgement import LEVEL, POWER, Change
+from prior_bench.leaderboard.gate.statistical.seeds import Series
 from prior_bench.statistics import holm
 
 OLD = [0.71, 0.74, 0.72, 0.69, 0.75, 0.73]

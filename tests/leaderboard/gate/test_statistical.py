@@ -1,5 +1,5 @@
-"""The statistical gate on the toy dataset, with real pre-training of one method: unchanged code passes, what is broken on
-purpose is caught at a named cell, and what cannot be compared is refused."""
+"""The statistical gate on the toy dataset, with real pre-training of one method: unchanged code passes, what is broken
+on purpose is caught at a named cell, and what cannot be compared is refused."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from prior_bench.errors import UserError
 from prior_bench.leaderboard.gate import statistical
 from prior_bench.leaderboard.gate.options import Options, Origin
 from prior_bench.leaderboard.gate.report import Finding, Report
-from prior_bench.leaderboard.gate.statistical import baseline, cost, suite
-from prior_bench.leaderboard.gate.statistical.baseline import Series, SuiteCell
+from prior_bench.leaderboard.gate.statistical import cost, seeds, suite
+from prior_bench.leaderboard.gate.statistical.seeds import Series, SuiteCell
 
 METHOD, SEEDS = "convirt", range(5)
 TOY = Path(__file__).parents[2] / "toy.py"
@@ -36,9 +36,9 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Options]:
         patch.setattr(suite, "DATASET", "toy")
         patch.setattr(suite, "TARGETS", ())
         patch.setitem(statistical.COST_TOLERANCES, "time", 2.0)  # steps of milliseconds on a shared machine
-        cells = suite.run([METHOD], SEEDS, found)
+        cells = suite.run(METHOD, SEEDS, found)
         assert not [cell.problem for cell in cells.values() if cell.problem]
-        baseline.write(folder / "baseline", "cpu-fp32", Origin.now("a test", found.precision), list(SEEDS), cells)
+        seeds.write(folder / "baseline", METHOD, "cpu-fp32", Origin.now("a test", found.precision), SEEDS, cells)
         yield found
 
 
@@ -96,14 +96,16 @@ def test_shifted_labels_are_caught(options: Options, monkeypatch: pytest.MonkeyP
 
 
 def test_a_step_that_keeps_more_memory_is_caught(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
     from prior_bench.methods.convirt.method import Convirt
 
     right = Convirt._image
-    monkeypatch.setattr(Convirt, "_image", lambda self, x: right(self, x.unsqueeze(0).expand(64, *x.shape).exp().mean(0)))
-    found = suite.plan(METHOD, 9, options), SuiteCell({})
-    suite._take_cost(found[1], found[0], 9, options, options.cache / "images")
-    stored = baseline.read(options.baseline, "cpu-fp32").cells["convirt/cost"]
-    findings, _ = statistical.judge({"convirt/cost": stored}, {"convirt/cost": found[1]})
+    monkeypatch.setattr(Convirt, "_image", lambda self, x: right(self, torch.stack([x.exp()] * 64).log().mean(0)))
+    found = SuiteCell({})
+    suite._take_cost(found, suite.plan(METHOD, 9, options), 9, options, options.cache / "images")
+    stored = seeds.read(options.baseline, METHOD, "cpu-fp32").cells["convirt/cost"]
+    findings, _ = statistical.judge({"convirt/cost": stored}, {"convirt/cost": found})
     assert "memory" in {f.what for f in findings if f.status == "regression"}
 
 
@@ -124,9 +126,11 @@ def test_a_method_that_fails_is_a_regression(options: Options, monkeypatch: pyte
 
 def changed(options: Options, tmp_path: Path, change) -> Options:
     """The options with a baseline whose JSON was changed."""
-    content = json.loads(baseline.file_of(options.baseline, "cpu-fp32").read_text())
+    content = json.loads(seeds.file_of(options.baseline, METHOD, "cpu-fp32").read_text())
     change(content)
-    baseline.file_of(tmp_path, "cpu-fp32").write_text(json.dumps(content))
+    file = seeds.file_of(tmp_path, METHOD, "cpu-fp32")
+    file.parent.mkdir()
+    file.write_text(json.dumps(content))
     return replace(options, baseline=tmp_path)
 
 
@@ -199,11 +203,11 @@ def test_an_update_compares_its_seeds_with_the_old_ones(tmp_path: Path, monkeypa
     monkeypatch.setattr(suite, "trainable", lambda: ["m"])
     monkeypatch.setattr(suite, "run", lambda *args: one_cell((0.80, 0.81, 0.82)))
     assert statistical.update(options, "the first").findings == ()
-    first = baseline.file_of(tmp_path / "baseline", "cpu-fp32").read_bytes()
+    first = seeds.file_of(options.baseline, "m", "cpu-fp32").read_bytes()
     monkeypatch.setattr(suite, "run", lambda *args: one_cell((0.40, 0.41, 0.42)))
     report = statistical.update(options, "labels are shifted, which is meant")
     assert [f.status for f in report.findings] == ["regression"]
-    stored = baseline.read(tmp_path / "baseline", "cpu-fp32")
+    stored = seeds.read(options.baseline, "m", "cpu-fp32")
     assert stored.origin.reason == "labels are shifted, which is meant"
     assert stored.cells["m/task/target"].quantities["auroc_macro"].values == (0.40, 0.41, 0.42)
     monkeypatch.setattr(suite, "run", lambda *args: one_cell((0.80, 0.81, 0.82)))
@@ -211,11 +215,12 @@ def test_an_update_compares_its_seeds_with_the_old_ones(tmp_path: Path, monkeypa
     assert "better" in report.findings[0].reason
     assert report.findings[0].status == "passed"
     assert "m/task/target auroc_macro 0.41 -> 0.81" in report.facts["better than the baseline"]
-    assert baseline.file_of(tmp_path / "baseline", "cpu-fp32").read_bytes() == first  # the same bytes
+    assert seeds.file_of(options.baseline, "m", "cpu-fp32").read_bytes() == first  # the same bytes
 
 
 def test_what_fails_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = Options(choose("cpu", "fp32"), tmp_path, baseline=tmp_path / "baseline")
+    monkeypatch.setattr(suite, "trainable", lambda: ["m"])
     monkeypatch.setattr(suite, "run", lambda *args: {"m/cost": SuiteCell({}, problem="ZeroDivisionError", broken=True)})
     with pytest.raises(UserError, match="cannot become a baseline"):
         statistical.update(options, "no reason")
@@ -225,18 +230,14 @@ def test_what_fails_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # -------------------------------------------------------------------------------- the packaged baseline
 
 
-def test_the_packaged_baseline_belongs_to_this_program() -> None:
+@pytest.mark.parametrize("method", suite.trainable())
+def test_the_packaged_baseline_belongs_to_this_program(method: str) -> None:
     """Other data, recipes or protocols want a new baseline."""
-    stored = baseline.read(baseline.PACKAGED, "cpu-fp32")
+    stored = seeds.read(seeds.PACKAGED, method, "cpu-fp32")
     assert stored is not None
     assert len(stored.seeds) >= 5
-    options = Options(choose("cpu", "fp32"), Path("unused"))
-    titles = set()
-    for method in suite.trainable():
-        planned = suite.plan(method, 99, options)
-        titles |= set(planned.made_from)
-        assert {t: stored.cells[t].made_from for t in planned.made_from} == planned.made_from
-    assert titles == set(stored.cells)
+    planned = suite.plan(method, 99, Options(choose("cpu", "fp32"), Path("unused")))
+    assert {title: cell.made_from for title, cell in stored.cells.items()} == planned.made_from
 
 
 def test_kept_bytes_counts_what_autograd_saves() -> None:
