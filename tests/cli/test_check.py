@@ -19,14 +19,9 @@ ROOT = Path(__file__).parents[2]
 FEW = ("--method", "convirt", "--task", "zero-shot", "--device", "cpu")
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def call(tmp_path, monkeypatch, cache):
-    monkeypatch.setenv("PRIOR_BENCH_CACHE", str(cache))
+def call(tmp_path, monkeypatch, ci_cache):
+    monkeypatch.setenv("PRIOR_BENCH_CACHE", str(ci_cache))
     monkeypatch.chdir(tmp_path)
     for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
         monkeypatch.delenv(name, raising=False)

@@ -29,10 +29,10 @@ METHOD = "prior"
 DEVIATION = 1e-4  # of noise in the tests of fingerprints
 
 
-@pytest.fixture(scope="module")
-def options(tmp_path_factory):
-    """Everything of one method; the dataset is made once for this file."""
-    return Options(choose("cpu", "fp32"), tmp_path_factory.mktemp("cache"), (METHOD,))
+@pytest.fixture
+def options(ci_cache):
+    """Everything of one method."""
+    return Options(choose("cpu", "fp32"), ci_cache, (METHOD,))
 
 
 def regressions(report):
@@ -103,11 +103,11 @@ def swapped_prompts(patch):
     patch.setattr(task, "fit", swapped)
 
 
-def rank_from_zero(patch):
+def rank_one_too_large(patch):
     from prior_bench.tasks import retrieval
 
     original = retrieval.ranks
-    patch.setattr(retrieval, "ranks", lambda *given, **named: original(*given, **named) - 1)
+    patch.setattr(retrieval, "ranks", lambda *given, **named: original(*given, **named) + 1)
 
 
 def flipped_masks(patch):
@@ -134,7 +134,7 @@ def corners_for_sizes(patch):
     (weights_not_loaded, "zero-shot", "prior/images", "joint"),
     (normalised_twice, "zero-shot", "prior/images", "input"),
     (swapped_prompts, "zero-shot", "prior/zero-shot/findings", "auroc_effusion"),
-    (rank_from_zero, "retrieval", "prior/retrieval/reports", "image_to_text_mrr"),
+    (rank_one_too_large, "retrieval", "prior/retrieval/reports", "image_to_text_mrr"),
     (flipped_masks, "segmentation", "prior/segmentation/lungs", "dice_foreground_image_mean"),
     (corners_for_sizes, "detection", "prior/detection/lesions", "gt_boxes"),
 ])
@@ -143,7 +143,7 @@ def test_sabotage_is_caught(options, monkeypatch, sabotage, task, cell, quantity
     report = exact.check(replace(options, tasks=(task,)))
     assert report.exit_code == 1
     assert (cell, quantity) in regressions(report)
-    if sabotage in {swapped_prompts, rank_from_zero, flipped_masks, corners_for_sizes, wrong_temperature}:
+    if sabotage in {swapped_prompts, rank_one_too_large, flipped_masks, corners_for_sizes, wrong_temperature}:
         assert {found for found, _ in regressions(report)} == {cell}  # and nothing else is blamed
 
 
