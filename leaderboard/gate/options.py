@@ -20,6 +20,7 @@ class Options:
     cache: Path
     methods: tuple[str, ...] = ()  # empty: all that the baseline holds
     tasks: tuple[str, ...] = ()  # empty: all
+    seeds: tuple[int, ...] = ()  # of pre-training, in the statistical gate; empty: the gate's own
     baseline: Path | None = None  # None: the one that is packaged
     say: Callable[[str], None] = field(default=lambda line: None)  # a line of progress
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prior_bench.cli.common import CacheOption, PluginOption, add_plugins, cache_folder, comma, verb
+from prior_bench.cli.common import CacheOption, PluginOption, add_plugins, cache_folder, comma, numbers, verb
 from prior_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ def check(
     method: Annotated[str | None, typer.Option(
         help="Methods, by comma. [default: all of the baseline]", show_default=False)] = None,
     task: Annotated[str | None, typer.Option(help="Tasks, by comma. [default: all]", show_default=False)] = None,
+    seed: Annotated[str | None, typer.Option(
+        help="Seeds of pre-training in the statistical gate, by comma. [default: the next after the baseline's]",
+        show_default=False)] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or auto: bf16 where it is quick.")] = "fp32",
     baseline: Annotated[Path | None, typer.Option(
@@ -47,13 +50,16 @@ def check(
     if update == (not (reason or "").strip()):
         raise UserError("an update needs a reason" if update else "a reason belongs to an update",
                         where="--update" if update else "--reason", fix='give both: --update --reason "..."')
+    if seed is not None and gate is Gate.EXACT:
+        raise UserError("the exact gate trains nothing that a seed belongs to", where="--seed", fix="leave it out")
+    seeds = tuple(numbers(seed, "--seed", int, "whole numbers, as in 10,11")) if seed else ()
     add_plugins(plugin)
     from prior_bench.engine.precision import choose
     from prior_bench.leaderboard.gate.options import Options
     from prior_bench.leaderboard.gate.report import as_json, as_junit, as_text
 
     module = import_module(f"prior_bench.leaderboard.gate.{gate.value}")
-    options = Options(choose(device, precision), cache_folder(cache), tuple(comma(method)), tuple(comma(task)),
+    options = Options(choose(device, precision), cache_folder(cache), tuple(comma(method)), tuple(comma(task)), seeds,
                       baseline, lambda line: typer.echo(line, err=True))
     report: Report = module.update(options, reason) if update else module.check(options)
     if update:

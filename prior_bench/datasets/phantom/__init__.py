@@ -149,9 +149,9 @@ class PhantomCi(Phantom):
     title: ClassVar[str] = "Phantom, small: for the regression gate"
     size: ClassVar[Size] = Size(pixels=64, train=800, validation=100, test=400, per_class=40, seed=2)
     budget: ClassVar[Budget] = Budget(
-        segmentation=DenseBudget(size=64, channels=32, batch=8, steps=60, validations=2),
-        detection=DenseBudget(size=64, channels=32, batch=16, steps=60, validations=2),
-        finetune=FinetuneBudget(min_steps=60, epochs=2, validations=2, subset_seeds=(0,)),
+        segmentation=DenseBudget(size=64, channels=64, batch=4, steps=100, validations=1),
+        detection=DenseBudget(size=64, channels=64, batch=8, steps=160, validations=1),
+        finetune=FinetuneBudget(min_steps=60, epochs=2, validations=1, subset_seeds=(0,)),
         subset_seeds=(0,),
     )
 
