@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
 
 DATASET, RECIPE = "phantom-ci", "ci"
+# Lungs stand for the masks: they are the ones that a head finds within the few steps of this dataset's budget.
+TARGETS = ("findings", "phantom-5x40", "reports", "lungs", "lesions")
 STUDIES = 8  # that the method's own outputs are taken of
 MOMENTS = (0.0, 0.99)  # shares of the training at which loss terms are taken: its first stage and its last
-LARGEST = 10  # of a list whose length varies, as scores of found boxes
+LARGEST = 10  # of the scores of found boxes
 
 Group = Literal["features", "losses", "answers", "answers of heads", "metrics", "metrics of heads"]
 
@@ -63,8 +65,8 @@ def measure(name: str, weights: Path, options: Options, scratch: Path) -> dict[s
 
     Args: scratch: an empty folder for results and features.
     """
-    request = Request(methods=(name,), tasks=options.tasks or ("all",), datasets=(DATASET,), fractions=(1.0,),
-                      recipe=RECIPE, weights=weights, device=str(options.precision.device),
+    request = Request(methods=(name,), tasks=options.tasks or ("all",), datasets=(DATASET,), targets=TARGETS,
+                      fractions=(1.0,), recipe=RECIPE, weights=weights, device=str(options.precision.device),
                       precision=options.precision.name, output=scratch / "results", cache=options.cache)
     grid = plan(request)
     grid.request = replace(request, cache=scratch / "cache")  # from here on: the dataset was opened where it is kept
@@ -246,25 +248,26 @@ def _result(grid: Grid, result: Result) -> dict[str, Quantity]:
 def arrays(table: Any) -> dict[str, np.ndarray]:
     """The numbers in a table of predictions, by what kind its columns are of, so that any task's table will do.
 
-    Numbers: columns of one prefix ("score_edema", "score_mass": "score") as one matrix. Lists of one length: a matrix;
-    of varying length, of floating point: the largest entries in order. Lists of lists (boxes): their number and mean.
+    Columns of numbers with one prefix ("score_edema", "score_mass": "score") are one matrix, lists of numbers (vectors)
+    are its rows. Where a table has lists of lists (boxes), a row holds a varying number of found things: of boxes their
+    number and mean, of other lists the largest entries in order.
     """
     import pyarrow.types as kinds
 
-    columns: dict[str, list[np.ndarray]] = {}
+    columns = {column.name: table.column(column.name).to_pylist() for column in table.schema}
+    kind = {column.name: column.type for column in table.schema}
+    lists = {name for name in columns if kinds.is_list(kind[name])}
+    nested = {name for name in lists if kinds.is_list(kind[name].value_type)}
     found = {}
-    for column in table.schema:
-        name, kind, values = column.name, column.type, table.column(column.name)
-        if kinds.is_integer(kind) or kinds.is_floating(kind):
-            columns.setdefault(name.partition("_")[0], []).append(np.array(values.to_pylist(), np.float64))
-        elif kinds.is_list(kind) and kinds.is_list(kind.value_type):
-            rows = values.to_pylist()
-            width = max((len(row[0]) for row in rows if row), default=0)
+    numbers: dict[str, list[list[float]]] = {}
+    for name, rows in columns.items():
+        if kinds.is_integer(kind[name]) or kinds.is_floating(kind[name]):
+            numbers.setdefault(name.partition("_")[0], []).append(rows)
+        elif name in nested:
+            width = max((len(box) for row in rows for box in row), default=0)
             found[name] = np.array([[len(row), *(np.mean(row, axis=0) if row else np.zeros(width))] for row in rows])
-        elif kinds.is_list(kind) and kinds.is_floating(kind.value_type):
-            rows = values.to_pylist()
-            if len({len(row) for row in rows}) > 1:
+        elif name in lists and kinds.is_floating(kind[name].value_type):
+            if nested:
                 rows = [(sorted(row, reverse=True) + [0.0] * LARGEST)[:LARGEST] for row in rows]
             found[name] = np.array(rows, np.float64)
-    return {name: np.stack(parts, axis=1) for name, parts in columns.items()} | found
-
+    return {name: np.array(parts, np.float64).T for name, parts in numbers.items()} | found
