@@ -47,6 +47,13 @@ def plugins_of_this_module():
 
 
 @pytest.fixture(scope="session")
+def ci_cache(tmp_path_factory):
+    """A cache in which phantom-ci is made once for all tests, whatever the number of workers."""
+    folder = tmp_path_factory.getbasetemp()
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "ci-cache"
+
+
+@pytest.fixture(scope="session")
 def toy():
     """The toy dataset (tests/toy.py): 108 patients at 64 px with labels, classes, masks, boxes and reports."""
     return _load("toy").ToyDataset()

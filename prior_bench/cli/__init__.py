@@ -6,6 +6,7 @@ import typer
 
 from prior_bench import __version__
 from prior_bench.cli import (
+    check,
     check_method,
     compare,
     data,
@@ -33,6 +34,7 @@ app.command()(submit.submit)
 app.command("list")(list.list_names)
 app.command()(diagnose.diagnose)
 app.command()(doctor.doctor)
+app.command()(check.check)
 app.command("check-method")(check_method.check)
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")

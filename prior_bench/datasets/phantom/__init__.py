@@ -139,6 +139,23 @@ class PhantomLarge(Phantom):
     )
 
 
+class PhantomCi(Phantom):
+    """800 training, 100 validation and 400 test studies at 64 px, of other patients: what the regression gate runs on.
+
+    Its budgets are for seconds, so its numbers say whether the program changed, and nothing about methods.
+    """
+
+    name: ClassVar[str] = "phantom-ci"
+    title: ClassVar[str] = "Phantom, small: for the regression gate"
+    size: ClassVar[Size] = Size(pixels=64, train=800, validation=100, test=400, per_class=40, seed=2)
+    budget: ClassVar[Budget] = Budget(
+        segmentation=DenseBudget(size=64, channels=64, batch=4, steps=100, validations=1),
+        detection=DenseBudget(size=64, channels=64, batch=8, steps=160, validations=1),
+        finetune=FinetuneBudget(min_steps=60, epochs=2, validations=1, subset_seeds=(0,)),
+        subset_seeds=(0,),
+    )
+
+
 def _size(size: Size) -> list[int]:
     return [size.pixels, size.train, size.validation, size.test, size.per_class, size.seed]
 

@@ -1,0 +1,53 @@
+"""The exact gate's checkpoints: pre-trained by each method's recipe `ci` on the gate's dataset, matrices in float16.
+
+`prior-bench check --update` makes those that are missing, so a method's checkpoint is made anew by deleting its folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from prior_bench import grid, plugins, provenance, recipe_files, recipes
+from prior_bench.engine.pretrain import pretrain
+from prior_bench.leaderboard.gate.exact.measure import DATASET, RECIPE
+from prior_bench.leaderboard.gate.options import Options
+from prior_bench.weights import META, WEIGHTS, read_state, write_state
+
+_OF_THE_RUN = ("command", "seconds", "images_per_second", "peak_memory_bytes")  # of a run, not of its weights
+
+
+def trainable() -> list[str]:
+    """Methods that have the recipe and pre-train with it."""
+    def trains(method: str) -> bool:
+        file = recipe_files.recipe_file(method)
+        return RECIPE in recipe_files.read(file) and recipe_files.resolve(file, RECIPE).get("training") is not None
+
+    return [name for name in plugins.names("methods") if trains(name)]
+
+
+def in_working_tree() -> bool:
+    """Whether this file lies in a working tree of git, and not in an installed package."""
+    return provenance.git_commit() is not None
+
+
+def ensure(method: str, folder: Path, options: Options) -> None:
+    """Train a method's checkpoint into `folder`, unless it is there."""
+    if folder.exists():
+        return
+    kind = plugins.load("methods", method)
+    recipe = recipes.load(recipe_files.recipe_file(method), RECIPE, kind.recipe_class)
+    dataset = grid.open_dataset(DATASET, grid.Request(methods=[method], cache=options.cache)).dataset
+    options.say(f"{method}: pre-training by the recipe {RECIPE} on {DATASET}")
+    trained = pretrain(method, recipe, dataset, seed=0, precision=options.precision, cache=options.cache)
+    temporary = folder.with_name(f".{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(trained, temporary)
+    state = read_state(trained / WEIGHTS)
+    write_state({key: value.half() if value.is_floating_point() and value.dim() > 1 else value
+                 for key, value in state.items()}, temporary / WEIGHTS)
+    meta = json.loads((trained / META).read_text(encoding="utf-8"))
+    meta["provenance"] = {key: value for key, value in meta["provenance"].items() if key not in _OF_THE_RUN}
+    (temporary / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    temporary.rename(folder)

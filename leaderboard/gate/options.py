@@ -1,0 +1,50 @@
+"""What both gates are asked, and what both write at the head of a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prior_bench.engine.precision import Precision
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of `prior-bench check` that a gate reads."""
+
+    precision: Precision
+    cache: Path
+    methods: tuple[str, ...] = ()  # empty: all that the baseline holds
+    tasks: tuple[str, ...] = ()  # empty: all
+    seeds: tuple[int, ...] = ()  # of pre-training, in the statistical gate; empty: the gate's own
+    baseline: Path | None = None  # None: the one that is packaged
+    say: Callable[[str], None] = field(default=lambda line: None)  # a line of progress
+
+    @property
+    def kind(self) -> str:
+        """Device kind and precision, which two runs must share to be compared: "cpu-fp32"."""
+        return "-".join(self.precision.key())
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Why and from what a baseline was made."""
+
+    reason: str
+    date: str
+    commit: str
+    device: str
+    precision: str
+    versions: dict[str, str]
+
+    @classmethod
+    def now(cls, reason: str, precision: Precision) -> Origin:
+        from prior_bench.execution import device_name
+        from prior_bench.provenance import git_commit, package_versions
+
+        return cls(reason, datetime.now(UTC).date().isoformat(), git_commit() or "unknown", device_name(precision),
+                   precision.name, package_versions())
