@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from prior_bench.metrics.boxes import IOUS, Matches, box_metrics
 from prior_bench.metrics.overlap import terms
 from prior_bench.metrics.retrieval import recall_at
 from prior_bench.probes import fit_path
@@ -64,3 +65,20 @@ def test_bootstrap_of_recall(benchmark):
         return [bootstrap.mean(recall_at(rank, k)) for k in (1, 5, 10)]
 
     assert np.isfinite(benchmark.pedantic(replicates, rounds=3, warmup_rounds=1)).all()
+
+
+def test_bootstrap_of_map(benchmark):
+    """All box metrics of 2,000 images with 20 detections and one box each of 4 classes, from matches made before."""
+    rng, images, classes = np.random.default_rng(0), 2000, 4
+    draws = group_draws(GROUPS[:images])
+    weights = np.stack([draws[group] for group in GROUPS[:images]], axis=1)
+    matches = []
+    for _ in range(classes):
+        scores = np.sort(rng.random(20 * images))[::-1]
+        best = np.zeros(len(scores))  # IoU with a box; each box is found once, mostly by a high score
+        best[(len(scores) * rng.beta(1, 5, images)).astype(int)] = rng.uniform(0.3, 1, images)
+        hit = best >= IOUS[:, None]
+        matches.append(Matches(scores, rng.integers(images, size=len(scores)), hit, np.ones(images, int)))
+    names = [str(c) for c in range(classes)]
+    found = benchmark.pedantic(lambda: box_metrics(matches, names, weights), rounds=1, warmup_rounds=0)
+    assert np.isfinite(found["map_50_95"]).all()

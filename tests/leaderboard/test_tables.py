@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,6 +177,28 @@ def test_equal_bytes_with_and_without_memory(tmp_path):
     for name, content in first.items():
         assert (tmp_path / "elsewhere" / name).read_bytes() == content
         assert (tmp_path / name).read_bytes() == content
+
+
+def test_equal_bytes_whatever_the_order_the_locale_and_the_seed_of_hashes(tmp_path):
+    """Files are made in another order with rows in another order, and read by another process."""
+    made = [("ours", 0), ("ours", 1), ("other", 0), ("third", 0)]
+    outputs = []
+    for number, order in enumerate((made, made[::-1])):
+        folder = tmp_path / str(number)
+        for method, seed in order:
+            one = cell(method, seed=seed)
+            store(folder, one, 0.5)
+            stored = results.read_result(results.result_path(folder, one))
+            found = results.read_predictions(folder, stored)
+            rows = np.random.default_rng(number).permutation(len(found.table))
+            results.write_result(folder, stored, Predictions(found.table.take(rows), found.extra))
+        program = "import sys; from prior_bench.cli import main; main()"
+        environment = os.environ | {"PYTHONHASHSEED": str(number), "LC_ALL": ("C", "C.UTF-8")[number],
+                                    "PYTHONUTF8": "0", "PRIOR_BENCH_CACHE": str(folder / "cache")}
+        subprocess.run([sys.executable, "-c", program, "leaderboard", folder, "--published", "--plugin", PLUGIN],
+                       env=environment, check=True, capture_output=True)
+        outputs.append({name: (folder / name).read_bytes() for name in files.FILES})
+    assert outputs[0] == outputs[1]
 
 
 def test_json_says_what_the_csv_says(tmp_path):
