@@ -38,11 +38,12 @@ def leaderboard(
     from prior_bench.results import check_writable
 
     add_plugins(plugin)
+    caches = cache_folder(cache)
     if from_:
         from prior_bench.leaderboard import archive
         from prior_bench.leaderboard.truth import AtHand
 
-        done = archive.add(from_, results, AtHand(cache_folder(cache)))
+        done = archive.add(from_, results, AtHand(caches, data_root))
         for dataset, reason in done.unchecked.items():
             typer.echo(f"warning: labels were not held against {dataset}: {reason}", err=True)
         typer.echo(f"added {done.cells} cells to {results}; {done.known} were there already")
@@ -53,7 +54,6 @@ def leaderboard(
                 check_writable(wanted, mebibytes << 20, option)
     for name in comma(examples_of):
         plugins.load("datasets", name)  # a name that is none is told now
-    caches = cache_folder(cache)
     site = None if html is None else Site(html, caches, data_root, tuple(comma(examples_of)))
     for warning in files.write(results, folder, caches / "leaderboard", published, site, figures):
         typer.echo(f"warning: {warning}", err=True)
