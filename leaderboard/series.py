@@ -182,7 +182,7 @@ def _label_curves(table: Table, track: str, rows: Sequence[Row], folder: Path) -
     heading = table.heading
     return [Chart("roc", track, "false positive rate", "true positive rate", panels("roc"), heading),
             Chart("precision-recall", track, "recall", "precision", panels("precision_recall"), heading),
-            Chart("reliability", track, "mean predicted probability", "share of positives", panels("reliability"),
+            Chart("reliability", track, "mean predicted probability", "share found", panels("reliability"),
                   heading)]
 
 
