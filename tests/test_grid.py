@@ -98,7 +98,7 @@ def test_all_says_which_methods_it_leaves_out(request_):
     def left_out(recipe, *methods):
         return grid.plan(replace(request_, methods=methods, pretrain_on="phantom", recipe=recipe)).left_out
 
-    assert left_out("small", "all")["mpma"] == ["paper", "small-vit", "small-vit-long"]
+    assert left_out("small", "all")["mpma"] == ["paper", "small-vit", "small-vit-long", "ci"]
     assert {"prior", "convirt", "gloria"} <= left_out("small-vit", "all").keys()
     assert not {"place", "random", "timm"} & left_out("small-vit", "all").keys()
     assert left_out("small", "prior") == {}
