@@ -81,9 +81,9 @@ def measure(name: str, weights: Path, options: Options, scratch: Path) -> dict[s
 def _with_quick_heads(opened: Opened, cache: Path) -> Opened:
     """The same data with a budget of few steps for the heads of the dense tasks."""
     kind, budget = type(opened.dataset), opened.dataset.budget
-    quick = {"segmentation": replace(budget.segmentation, steps=HEAD_STEPS, validations=1),
-             "detection": replace(budget.detection, steps=HEAD_STEPS, validations=1)}
-    return Opened(type(kind.__name__, (kind,), {"budget": replace(budget, **quick)})(cache=cache), opened.digest)
+    quick = replace(budget, segmentation=replace(budget.segmentation, steps=HEAD_STEPS, validations=1),
+                    detection=replace(budget.detection, steps=HEAD_STEPS, validations=1))
+    return Opened(type(kind.__name__, (kind,), {"budget": quick})(cache=cache), opened.digest)
 
 
 @contextmanager
