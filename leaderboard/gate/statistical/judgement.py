@@ -1,15 +1,15 @@
 """Is a new run worse than the seeds of the baseline? A t test of a prediction, adjusted over the run, and its power.
 
-The baseline holds n values of a quantity, one a seed. m new values of unchanged code differ from their mean by
-s sqrt(1/n + 1/m) times a t variable with n - 1 degrees of freedom, s being the deviation between the n: the test data are
-the same in every run, so what varies is the seed. Few seeds make wide tails, which `detectable` says in numbers.
+The baseline holds n values of a quantity, one a seed. The mean of m new values of unchanged code differs from theirs by
+s sqrt(1/n + 1/m) times a t variable with n - 1 degrees of freedom, s being the deviation between the n: the test data
+are the same in every run, so what varies is the seed. Few seeds make wide tails; `detectable` says how wide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import copysign, inf, sqrt
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ Better = Literal["higher", "lower", "neither"]  # neither: a loss term, which a 
 
 LEVEL = 0.01  # probability of any false alarm in a run, so one in a hundred nights
 POWER = 0.8
+RESOLUTION = 1e-4  # relative: less than this deviation is no measurement, curves are kept in four digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +41,11 @@ class Change:
         from scipy import stats
 
         mean, again = float(np.mean(old)), float(np.mean(new))
-        deviation = float(np.std(old, ddof=1))
+        deviation = max(float(np.std(old, ddof=1)), RESOLUTION * abs(mean))
         error, degrees = deviation * sqrt(1 / len(old) + 1 / len(new)), len(old) - 1
         sides = 2 if better == "neither" else 1
-        if error == 0:  # all seeds agree, as where a metric is at its limit
-            t = 0.0 if again == mean else inf if again > mean else -inf
-        else:
-            t = (again - mean) / error
+        # where all seeds are 0, any difference is infinitely many deviations
+        t = (again - mean) / error if error else copysign(inf, again - mean) if again != mean else 0.0
         rising, falling = float(stats.t.sf(t, degrees)), float(stats.t.cdf(t, degrees))
         if better == "neither":
             p, p_better = min(1.0, 2 * min(rising, falling)), 1.0
@@ -61,7 +60,7 @@ class Change:
         return float(self.error * stats.t.isf(level / self.sides, self.degrees))
 
     def used(self, adjusted: float) -> float:
-        """Share of the tolerance that the difference takes: t of the adjusted p over t of LEVEL; above 1 is rejected."""
+        """Share of the tolerance that is used: t of the adjusted p over that of LEVEL. Above 1: rejected."""
         from scipy import stats
 
         found, limit = stats.t.isf(np.array([adjusted, LEVEL]) / self.sides, self.degrees)

@@ -1,14 +1,14 @@
 """The suite of the statistical gate: every method's recipe `ci`, pre-trained and evaluated anew on phantom-ci.
 
-All of it runs through `grid` and `execution`, as `prior-bench run` does, in a scratch folder: nothing but the dataset is
-taken from a cache. Cells are the tasks' (the main metric of each), the pre-training (the last values of its loss terms)
-and the cost of a training step. One seed is the seed of pre-training and of training subsets.
+All of it runs through `grid` and `execution`, as `prior-bench run` does, in a scratch folder: nothing but the dataset
+is taken from a cache. Cells are the tasks' (the main metric of each), the pre-training (the last values of its loss
+terms) and the cost of a training step. A seed is that of the pre-training and of the training subsets.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -23,8 +23,8 @@ from prior_bench.errors import UserError
 from prior_bench.execution import execute
 from prior_bench.grid import Grid, PlannedCell, Request, Weights
 from prior_bench.leaderboard.gate.options import Options
-from prior_bench.leaderboard.gate.statistical.baseline import SuiteCell
 from prior_bench.leaderboard.gate.statistical.cost import cost
+from prior_bench.leaderboard.gate.statistical.seeds import SuiteCell
 from prior_bench.results import read_results
 from prior_bench.types import Metric, Result
 from prior_bench.weights import new_method
@@ -58,8 +58,8 @@ class Planned:
 def plan(method: str, seed: int, options: Options) -> Planned:
     """What the suite makes of a method with a seed. Heads that are trained step by step get all training data."""
     request = Request(methods=(method,), tasks=options.tasks or ("all",), datasets=(DATASET,), targets=TARGETS,
-                      recipe=RECIPE, fractions=FRACTIONS, seeds=(seed,), subset_seeds=(seed,), device=str(options.precision.device),
-                      precision=options.precision.name, cache=options.cache)
+                      recipe=RECIPE, fractions=FRACTIONS, seeds=(seed,), subset_seeds=(seed,),
+                      device=str(options.precision.device), precision=options.precision.name, cache=options.cache)
     planned = grid.plan(request)
     planned.cells = [c for c in planned.cells if c.plan.mode == "linear" or c.plan.fraction in (None, 1.0)]
     kind = plugins.load("methods", method)
@@ -76,14 +76,13 @@ def plan(method: str, seed: int, options: Options) -> Planned:
     return Planned(method, made_from, titles, planned)
 
 
-def run(methods: Iterable[str], seeds: Sequence[int], options: Options) -> dict[str, SuiteCell]:
-    """All cells of the methods, with one value a seed."""
+def run(method: str, seeds: Iterable[int], options: Options) -> dict[str, SuiteCell]:
+    """All cells of a method, with one value a seed."""
     found: dict[str, SuiteCell] = {}
     for seed in seeds:
-        for method in methods:
-            start = perf_counter()
-            _run_one(plan(method, seed, options), seed, options, found)
-            options.say(f"{method}, seed {seed}: {perf_counter() - start:.0f} s")
+        start = perf_counter()
+        _run_one(plan(method, seed, options), seed, options, found)
+        options.say(f"{method}, seed {seed}: {perf_counter() - start:.0f} s")
     return found
 
 

@@ -1,10 +1,10 @@
-"""The files of a statistical baseline: <kind>.json ("cpu-fp32.json") holds the values of every seed, by cell."""
+"""The files of a statistical baseline: <method>/<kind>.json ("prior/cpu-fp32.json") holds the values of every seed."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from prior_bench.leaderboard.gate.options import Origin
 from prior_bench.leaderboard.gate.statistical.judgement import Better
 from prior_bench.results import parse_json, write_text
 
-PACKAGED = Path(__file__).parent
+PACKAGED = Path(__file__).parent / "baseline"
 SCHEMA = 1
 _DIGITS = 6
 
@@ -44,7 +44,7 @@ class SuiteCell:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What unchanged code gives on one device kind in one precision, by cell ("prior/zero-shot/findings")."""
+    """What unchanged code gives of a method on a device kind in a precision, by cell ("prior/zero-shot/findings")."""
 
     schema: int
     kind: str
@@ -53,13 +53,23 @@ class Baseline:
     cells: dict[str, SuiteCell]
 
 
-def file_of(folder: Path, kind: str) -> Path:
-    return folder / f"{kind}.json"
+def file_of(folder: Path, method: str, kind: str) -> Path:
+    return folder / method / f"{kind}.json"
 
 
-def read(folder: Path, kind: str) -> Baseline | None:
-    """The baseline of a device kind and precision, strictly; None: there is none."""
-    file = file_of(folder, kind)
+def methods(folder: Path) -> list[str]:
+    """Methods that a baseline holds, on whatever device kind."""
+    return sorted({path.parent.name for path in folder.glob("*/*.json")})
+
+
+def kinds(folder: Path, method: str) -> list[str]:
+    """Device kinds and precisions on which a method has a baseline."""
+    return sorted(path.stem for path in (folder / method).glob("*.json"))
+
+
+def read(folder: Path, method: str, kind: str) -> Baseline | None:
+    """The baseline of a method on a device kind and precision, strictly; None: there is none."""
+    file = file_of(folder, method, kind)
     if not file.is_file():
         return None
     try:
@@ -83,16 +93,15 @@ def _check(found: Baseline, kind: str) -> None:
                 raise ValueError(f"cells.{title}.{name}: {len(series.values)} values, expected one a seed")
 
 
-def write(folder: Path, kind: str, origin: Origin, seeds: Sequence[int], cells: dict[str, SuiteCell]) -> Path:
+def write(folder: Path, method: str, kind: str, origin: Origin, seeds: Sequence[int],
+          cells: Mapping[str, SuiteCell]) -> Path:
     """A baseline as JSON, cells sorted by title, the values of a quantity on one line."""
     content = asdict(Baseline(SCHEMA, kind, origin, tuple(seeds), dict(sorted(cells.items()))))
+    for cell in content["cells"].values():
+        del cell["problem"], cell["broken"]  # what has one is never written
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
     text = re.sub(r"\[[^\[\]\"]*\]", lambda found: json.dumps(json.loads(found[0])), text)
-    file = file_of(folder, kind)
+    file = file_of(folder, method, kind)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, text + "\n")
     return file
-
-
-def known_kinds(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.json"))
