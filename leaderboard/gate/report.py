@@ -18,6 +18,8 @@ from tabulate import tabulate
 
 Status = Literal["passed", "regression", "not comparable"]
 _WORST: tuple[Status, ...] = ("regression", "not comparable", "passed")
+_VERBS: dict[Status, str] = {
+    "regression": "regressed", "not comparable": "could not be compared", "passed": "passed"}
 _LINES = 8  # findings that one annotation shows; more are counted
 
 
@@ -67,9 +69,7 @@ class Report:
     def verdict(self) -> str:
         """One line: how much was compared, and what came of it."""
         counts = Counter(finding.status for finding in self.findings)
-        parts = [f"{counts[status]} {name}" for status, name in (
-            ("regression", "regressed"), ("not comparable", "could not be compared"), ("passed", "passed"))
-            if counts[status]]
+        parts = [f"{counts[status]} {_VERBS[status]}" for status in _WORST if counts[status]]
         cells = len({finding.cell for finding in self.findings})
         return (f"{self.gate} gate: {len(self.findings)} quantities of {cells} cells: {', '.join(parts)}" if parts
                 else f"{self.gate} gate: nothing was compared")
@@ -141,7 +141,7 @@ def _xml(text: str) -> str:
     return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", text)
 
 
-def annotations(report: Report) -> list[str]:
+def as_annotations(report: Report) -> list[str]:
     """GitHub's workflow commands, one a cell that did not pass: GitHub shows ten a step."""
     lines = []
     for cell, findings in report.cells().items():

@@ -87,9 +87,9 @@ def _write(file: Path, text: str, mode: str = "w") -> None:
 
 def _tell_github(report: Report) -> None:
     """Annotations on the standard output, and the step's summary in the file that GitHub names."""
-    from prior_bench.leaderboard.gate.report import annotations, as_markdown
+    from prior_bench.leaderboard.gate.report import as_annotations, as_markdown
 
-    for line in annotations(report):
+    for line in as_annotations(report):
         typer.echo(line)
     if os.environ.get("GITHUB_STEP_SUMMARY"):
         _write(Path(os.environ["GITHUB_STEP_SUMMARY"]), as_markdown(report), mode="a")

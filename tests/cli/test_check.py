@@ -96,6 +96,13 @@ def test_no_golden_values_of_this_kind(call, baseline):
     (("--precision", "fp16"), "unknown precision"),
     (("--device", "cuda:99"), "error: "),
     (("--method", "convirt", "--task", "zero-shot", "--junit", "/proc/none/gate.xml"), "cannot write"),
+    (("--seed", "1"), "the exact gate trains nothing"),
+    (("--gate", "statistical", "--seed", "one"), "not a list of numbers"),
+    (("--gate", "statistical", "--baseline", "nowhere"), "there is no statistical baseline"),
+    (("--gate", "statistical", "--method", "convert"), "did you mean 'convirt'"),
+    (("--gate", "statistical", "--method", "gloria", "--task", "zeroshot"), "did you mean 'zero-shot'"),
+    (("--gate", "statistical", "--method", "gloria", "--seed", "0"), "compared with itself"),
+    (("--gate", "statistical", "--update", "--reason", "none", "--seed", "1"), "needs the deviation between seeds"),
 ])
 def test_mistakes(call, arguments, words):
     assert words in call(*arguments, code=2)
@@ -124,8 +131,8 @@ def test_workflows_call_what_there_is():
             program, _, arguments = run.partition(" -- ")
             assert program == ".ci/run -e gate"
             options = command.make_context("check", arguments.split()).params
-            found.add((options["gate"].value, options["device"]))
+            found.add((str(options["gate"]), options["device"]))
             upload = job["steps"][-1]
             assert upload["if"] == "always()"
-            assert options["junit"].parent == options["json_"].parent == Path(upload["with"]["path"])
+            assert {Path(options[name]).parent for name in ("junit", "json_")} == {Path(upload["with"]["path"])}
     assert found == {(gate, device) for gate in ("exact", "statistical") for device in ("cpu", "cuda")}

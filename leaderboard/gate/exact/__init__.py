@@ -19,13 +19,13 @@ from prior_bench.leaderboard.gate.exact.fingerprint import Fingerprint, differen
 from prior_bench.leaderboard.gate.exact.golden import Golden, GoldenCell
 from prior_bench.leaderboard.gate.exact.measure import PARTS, Group, Measured, Quantity, measure
 from prior_bench.leaderboard.gate.options import Options, Origin
-from prior_bench.leaderboard.gate.report import Finding, Report
+from prior_bench.leaderboard.gate.report import Finding, Report, Status
 
 GATE = "exact"
 TOLERANCES: Mapping[str, Mapping[Group, float]] = {  # by precision
-    "fp32": {"features": 1e-3, "losses": 1e-3, "answers": 5e-3, "answers of heads": 0.05, "metrics": 0.005,
-             "metrics of heads": 0.02},
-    "bf16": {"features": 0.05, "losses": 0.05, "answers": 0.2, "answers of heads": 0.5, "metrics": 0.05,
+    "fp32": {"features": 1e-4, "losses": 1e-4, "answers": 2e-3, "answers of heads": 0.15, "metrics": 0.005,
+             "metrics of heads": 0.03},
+    "bf16": {"features": 0.05, "losses": 0.01, "answers": 0.05, "answers of heads": 1.0, "metrics": 0.05,
              "metrics of heads": 0.1},
 }
 _UPDATE = "`prior-bench check --update --reason ...`"
@@ -83,7 +83,7 @@ def compare(measured: Mapping[str, Measured], stored: Golden, options: Options, 
         yield _incomparable(title, "cell", "present", "missing", f"no longer made; if that is meant, run {_UPDATE}")
     for title, cell in measured.items():
         if cell.problem:
-            status = "regression" if cell.broken else "not comparable"
+            status: Status = "regression" if cell.broken else "not comparable"
             yield Finding(GATE, title, "cell", status, "numbers", "none", reason=cell.problem)
         elif title not in stored.cells:
             yield _incomparable(title, "cell", "missing", "present", f"not in the baseline; run {_UPDATE}")
@@ -111,7 +111,7 @@ def _compare_cell(title: str, cell: Measured, stored: GoldenCell, tolerances: Ma
 def _compare_quantity(title: str, what: str, quantity: Quantity, expected: Fingerprint, tolerance: float) -> Finding:
     found = quantity.fingerprint
     apart, number = difference(found, expected, quantity.scale)
-    status = "passed" if apart <= tolerance else "regression"
+    status: Status = "passed" if apart <= tolerance else "regression"
     if isinf(apart):
         def shown(one: Fingerprint) -> str:
             return f"shape {'x'.join(map(str, one.shape)) or 'of a number'}, {one.undefined} undefined"

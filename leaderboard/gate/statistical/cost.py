@@ -58,7 +58,7 @@ def _seconds(method: Method, loop: Callable[[], torch.Tensor], device: torch.dev
     """Of one forward and backward pass."""
     _wait(device)
     start = perf_counter()
-    loop().backward()  # type: ignore[no-untyped-call]
+    loop().backward()
     _wait(device)
     seconds = perf_counter() - start
     method.zero_grad()

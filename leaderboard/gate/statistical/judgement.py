@@ -18,6 +18,7 @@ Better = Literal["higher", "lower", "neither"]  # neither: a loss term, which a 
 
 LEVEL = 0.01  # probability of any false alarm in a run, so one in a hundred nights
 POWER = 0.8
+RESOLUTION = 1e-4  # relative: less than this deviation is no measurement, curves are kept in four digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,10 @@ class Change:
         from scipy import stats
 
         mean, again = float(np.mean(old)), float(np.mean(new))
-        deviation = float(np.std(old, ddof=1))
+        deviation = max(float(np.std(old, ddof=1)), RESOLUTION * abs(mean))
         error, degrees = deviation * sqrt(1 / len(old) + 1 / len(new)), len(old) - 1
         sides = 2 if better == "neither" else 1
-        # where all seeds agree, as where a metric is at its limit, any difference is infinitely many deviations
+        # where all seeds are 0, any difference is infinitely many deviations
         t = (again - mean) / error if error else copysign(inf, again - mean) if again != mean else 0.0
         rising, falling = float(stats.t.sf(t, degrees)), float(stats.t.cdf(t, degrees))
         if better == "neither":

@@ -97,6 +97,8 @@ def write(folder: Path, method: str, kind: str, origin: Origin, seeds: Sequence[
           cells: Mapping[str, SuiteCell]) -> Path:
     """A baseline as JSON, cells sorted by title, the values of a quantity on one line."""
     content = asdict(Baseline(SCHEMA, kind, origin, tuple(seeds), dict(sorted(cells.items()))))
+    for cell in content["cells"].values():
+        del cell["problem"], cell["broken"]  # what has one is never written
     text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
     text = re.sub(r"\[[^\[\]\"]*\]", lambda found: json.dumps(json.loads(found[0])), text)
     file = file_of(folder, method, kind)

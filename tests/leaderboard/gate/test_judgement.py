@@ -32,10 +32,15 @@ def test_a_difference_of_the_critical_size_is_just_significant(better: str) -> N
 
 
 def test_what_never_varied_may_not_change() -> None:
-    assert Change.of([1.0] * 5, [1.0], "higher").p == 0.5
-    assert Change.of([1.0] * 5, [0.999], "higher").p == 0
-    assert Change.of([1.0] * 5, [1.001], "higher").p == 1
-    assert Change.of([1.0] * 5, [1.001], "neither").p == 0
+    assert Change.of([0.0] * 5, [0.0], "higher").p == 0.5
+    assert Change.of([0.0] * 5, [-0.001], "higher").p == 0
+    assert Change.of([0.0] * 5, [0.001], "higher").p == 1
+    assert Change.of([0.0] * 5, [0.001], "neither").p == 0
+
+
+def test_five_seeds_that_agree_by_chance_are_given_the_resolution_of_what_is_stored() -> None:
+    assert Change.of([1.0] * 5, [1.0001], "neither").p > 0.3
+    assert Change.of([1.0] * 5, [1.01], "neither").p < 1e-6
 
 
 def test_used_is_one_where_the_adjusted_p_is_the_level() -> None:

@@ -10,7 +10,7 @@ import pytest
 from prior_bench.leaderboard.gate.report import (
     Finding,
     Report,
-    annotations,
+    as_annotations,
     as_json,
     as_junit,
     as_markdown,
@@ -68,7 +68,7 @@ def unescape(command):
 
 
 def test_annotations_are_escaped():
-    lines = annotations(Report("exact", (PASSED, WORSE, OTHER, NASTY)))
+    lines = as_annotations(Report("exact", (PASSED, WORSE, OTHER, NASTY)))
     assert len(lines) == 3
     assert all("\n" not in line and "\r" not in line and line.startswith("::error title=") for line in lines)
     title, message = unescape(lines[-1])
@@ -80,7 +80,7 @@ def test_annotations_are_escaped():
 
 def test_an_annotation_is_short():
     many = tuple(Finding("exact", "prior/losses", f"term {i}", "regression") for i in range(20))
-    (line,) = annotations(Report("exact", many))
+    (line,) = as_annotations(Report("exact", many))
     assert unescape(line)[1].splitlines()[-1] == "and 12 more"
 
 
