@@ -23,9 +23,9 @@ from prior_bench.leaderboard.gate.report import Finding, Report, Status
 
 GATE = "exact"
 TOLERANCES: Mapping[str, Mapping[Group, float]] = {  # by precision
-    "fp32": {"features": 1e-4, "losses": 1e-4, "answers": 2e-3, "answers of heads": 0.05, "metrics": 0.005,
-             "metrics of heads": 0.01},
-    "bf16": {"features": 0.05, "losses": 0.05, "answers": 0.2, "answers of heads": 0.5, "metrics": 0.05,
+    "fp32": {"features": 1e-4, "losses": 1e-4, "answers": 2e-3, "answers of heads": 0.15, "metrics": 0.005,
+             "metrics of heads": 0.03},
+    "bf16": {"features": 0.05, "losses": 0.01, "answers": 0.05, "answers of heads": 1.0, "metrics": 0.05,
              "metrics of heads": 0.1},
 }
 _UPDATE = "`prior-bench check --update --reason ...`"
