@@ -26,7 +26,7 @@ from prior_bench.statistics import holm
 GATE = "statistical"
 SEEDS = 10  # of a baseline
 NEW_SEEDS = 1  # of a check: two and more find less
-COST_TOLERANCES = {"time": 0.5, "memory": 0.05}  # relative growth of the ratio to the bare encoders
+COST_TOLERANCES = {"time": 0.3, "memory": 0.05}  # relative growth of the ratio to the bare encoders
 _UPDATE = "`prior-bench check --gate statistical --update --reason ...`"
 
 

@@ -1,13 +1,14 @@
 """What a training step costs beside its bare encoders: time and memory as ratios that another machine has, too.
 
 The reference loop runs the image and the text encoder forwards and backwards on the same batch, step by step in turn
-with the method's own step. Of each the least time counts: what disturbs a machine only adds.
+with the method's own step. Of each the least time counts: what disturbs a machine only adds. On a CPU it is the
+processor's time of this process, as other programs may hold the processor in every round.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,18 +57,18 @@ def sum_of(values: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _seconds(method: Method, loop: Callable[[], torch.Tensor], device: torch.device) -> float:
     """Of one forward and backward pass."""
-    _wait(device)
-    start = perf_counter()
+    start = _now(device)
     loop().backward()
-    _wait(device)
-    seconds = perf_counter() - start
+    seconds = _now(device) - start
     method.zero_grad()
     return seconds
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _now(device: torch.device) -> float:
+    if device.type == "cpu":
+        return process_time()
+    torch.cuda.synchronize(device)
+    return perf_counter()
 
 
 def kept_bytes(method: Method, loop: Callable[[], torch.Tensor]) -> int:
