@@ -348,11 +348,14 @@ def _padding_contributes_nothing(method: Method) -> None:
 
 def _two_ranks_equal_one_process(method: Method) -> None:
     """Terms and gradients of two ranks with unequal batches, averaged as DistributedDataParallel does, are those of one
-    process with all rows. Batch norm and dropout in eval mode; what is random belongs to the sample."""
+    process with all rows. Batch norm and dropout in eval mode; what is random belongs to the sample, or is drawn alike
+    from the global state (a start from data)."""
     rows, moments = range(len(REPORTS)), (0.0, 0.99)
     parts = [sample_batch(method, rows[:4]), sample_batch(method, rows[4:])]
     for progress, (terms, gradients) in zip(moments, _on_two_ranks(method, parts, moments), strict=True):
-        expected = method(sample_batch(method, rows), progress)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            expected = method(sample_batch(method, rows), progress)
         method.zero_grad()
         _total(expected).backward()
         for name, (_, value) in expected.items():
@@ -415,6 +418,7 @@ def _rank(rank: int, folder: str, module: str, file: str) -> None:
     with _group(rank, home):
         for progress in moments:
             method.zero_grad()
+            torch.manual_seed(0)
             terms = method(parts[rank], progress)
             _total(terms).backward()
             values = {name: value.detach().clone() for name, (_, value) in terms.items()}

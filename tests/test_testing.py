@@ -21,8 +21,7 @@ FUSION = {"fusion.heads": 2, "fusion.memory": 12, "fusion.memory_width": 4, "fus
 VIT = {"image.name": "test_vit"}
 PLACE = {**HEADS, "queries": 3, "query_width": 8, "query_heads": 2, "grid": 3}
 PRIOR = {"width": 16, "pool_heads": 2, "prototypes.count": 6, "prototypes.memory": 32, "decoders.image_channels": 16,
-         "decoders.image_blocks": 3, "decoders.queries": 3, "decoders.sentence_layers": 1, "decoders.sentence_heads": 2,
-         "prototypes.start": "random"}
+         "decoders.image_blocks": 3, "decoders.queries": 3, "decoders.sentence_layers": 1, "decoders.sentence_heads": 2}
 CASES = {
     "prior": {**TINY_TEXT, **PRIOR},
     "convirt": {**TINY_TEXT, "width": 16},

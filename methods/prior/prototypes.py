@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prior_bench.losses import world_size
+from prior_bench.losses import gather, world_size
 
 Schedule = Literal["fixed", "linear", "exponential"]
 Similarity = Literal["dot", "distance"]
@@ -67,9 +67,10 @@ class PrototypeBank(nn.Module):
 
     @torch.no_grad()
     def remember(self, sentences: Tensor) -> None:
-        """Keep sentence vectors (n, D) in the ring of the last ones."""
+        """Keep the sentence vectors (n, D) of all ranks in the ring of the last ones."""
         size = len(self.memory)
-        sentences = sentences[-size:].to(self.memory.dtype)
+        (sentences,), _ = gather(sentences.to(self.memory.dtype))
+        sentences = sentences[-size:]
         places = (int(self.remembered) + torch.arange(len(sentences), device=sentences.device)) % size
         self.memory[places] = sentences
         self.remembered += len(sentences)
@@ -82,7 +83,9 @@ class PrototypeBank(nn.Module):
         centres = points[torch.randint(len(points), (count,), device=points.device)] if len(points) < count else (
             points[torch.randperm(len(points), device=points.device)[:count]])
         for _ in range(iterations):
-            member = F.one_hot(torch.cdist(points, centres).argmin(dim=1), count).to(points.dtype)  # (n, K)
+            # Distances without a matrix product: those to equal centres are equal, and the first one takes the point.
+            nearest = torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
+            member = F.one_hot(nearest, count).to(points.dtype)  # (n, K)
             sizes = member.sum(dim=0).unsqueeze(1)
             drawn = points[torch.randint(len(points), (count,), device=points.device)]
             centres = torch.where(sizes > 0, member.T @ points / sizes.clamp_min(1), drawn)
