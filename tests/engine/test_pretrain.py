@@ -546,7 +546,7 @@ def test_a_thinned_log_keeps_the_mean_of_every_part():
     rows = [{"step": i, "epoch": 0, "stage": 1, "lr": 0.1, "total": float(i)} | ({"late": 2.0} if i >= 60 else {})
             for i in range(100)]
     found = thinned(rows, points=10)
-    assert list(found) == ["lr", "total", "late"]
+    assert set(found) == {"lr", "total", "late"}
     assert found["total"] == [[10 * k + 5, 10 * k + 4.5] for k in range(10)]
     assert found["late"] == [[10 * k + 5, 2.0] for k in range(6, 10)]
     assert thinned(rows[:3]) == {"lr": [[0, 0.1], [1, 0.1], [2, 0.1]], "total": [[0, 0.0], [1, 1.0], [2, 2.0]]}

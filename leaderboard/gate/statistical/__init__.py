@@ -61,12 +61,12 @@ def update(options: Options, reason: str) -> Report:
     start, folder = perf_counter(), _folder(options)
     if options.tasks:
         raise UserError("the baseline of a method is written for all tasks", where="--task", fix="leave it out")
-    if options.baseline is None and git_commit() is None:
-        raise UserError("the packaged baseline of an installed program stays as it is", where="--update",
-                        fix="give --baseline FOLDER, or run in a working tree of prior-bench")
     seeds = list(options.seeds) or list(range(SEEDS))
     if len(seeds) < 2:
         raise UserError("a baseline needs the deviation between seeds", where="--seed", expected="5 seeds or more")
+    if options.baseline is None and git_commit() is None:
+        raise UserError("the packaged baseline of an installed program stays as it is", where="--update",
+                        fix="give --baseline FOLDER, or run in a working tree of prior-bench")
     old: dict[str, Baseline] = {}
     measured: dict[str, SuiteCell] = {}
     origin = Origin.now(reason, options.precision)
