@@ -20,8 +20,9 @@ from prior_bench.digests import digest_json
 from prior_bench.engine.samples import Samples, training_studies
 from prior_bench.errors import UserError
 from prior_bench.execution import execute
-from prior_bench.grid import Grid, Opened, PlannedCell, Request, Weights, plan
+from prior_bench.grid import Grid, Opened, Request, plan
 from prior_bench.leaderboard.gate.exact.fingerprint import Fingerprint, fingerprint
+from prior_bench.leaderboard.gate.failures import Failures
 from prior_bench.leaderboard.gate.options import Options
 from prior_bench.method import Method
 from prior_bench.results import read_predictions, read_results
@@ -194,7 +195,7 @@ PARTS: Mapping[str, Callable[[_Inputs], dict[str, Quantity]]] = {
 
 
 def _task_cells(name: str, grid: Grid, made_from: dict[str, str]) -> dict[str, Measured]:
-    listener = _Failures()
+    listener = Failures()
     stopped = ""
     try:
         summary = execute(grid, listener)
@@ -215,31 +216,6 @@ def _task_cells(name: str, grid: Grid, made_from: dict[str, str]) -> dict[str, M
             cell.quantities = _result(grid, result)
         found[f"{name}/{planned.task}/{planned.plan.target}"] = cell
     return found
-
-
-class _Failures:
-    """A listener that remembers which cells failed."""
-
-    def __init__(self) -> None:
-        self.errors: dict[PlannedCell, str] = {}
-
-    def failed(self, cell: PlannedCell, error: str) -> None:
-        self.errors[cell] = error
-
-    def weights(self, weights: Weights, phase: str, share: float, text: str) -> None:
-        """Nothing."""
-
-    def loaded(self, weights: Weights, coverage: str) -> None:
-        """Nothing."""
-
-    def progress(self, cell: PlannedCell, phase: str, share: float) -> None:
-        """Nothing."""
-
-    def waiting(self, cell: PlannedCell) -> None:
-        """Nothing."""
-
-    def finished(self, cell: PlannedCell, result: Result, seconds: float) -> None:
-        """Nothing."""
 
 
 def _result(grid: Grid, result: Result) -> dict[str, Quantity]:

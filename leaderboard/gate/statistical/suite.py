@@ -21,7 +21,8 @@ from prior_bench.engine.samples import Samples, training_studies
 from prior_bench.engine.training import to_device
 from prior_bench.errors import UserError
 from prior_bench.execution import execute
-from prior_bench.grid import Grid, PlannedCell, Request, Weights
+from prior_bench.grid import Grid, PlannedCell, Request
+from prior_bench.leaderboard.gate.failures import Failures
 from prior_bench.leaderboard.gate.options import Options
 from prior_bench.leaderboard.gate.statistical.cost import cost
 from prior_bench.leaderboard.gate.statistical.seeds import SuiteCell
@@ -91,7 +92,7 @@ def _run_one(planned: Planned, seed: int, options: Options, found: dict[str, Sui
         found.setdefault(title, SuiteCell(made_from))
     with tempfile.TemporaryDirectory(prefix="prior-bench-check-") as folder:
         scratch = Path(folder)
-        listener = _Failures()
+        listener = Failures()
         # from here on not the cache that the dataset was opened in
         planned.grid.request = replace(planned.grid.request, cache=scratch / "cache", output=scratch / "results")
         try:
@@ -160,28 +161,3 @@ def _take_cost(cell: SuiteCell, planned: Planned, seed: int, options: Options, i
         return
     for name, ratio in ratios.items():
         cell.add(name, "lower", ratio)
-
-
-class _Failures:
-    """A listener that remembers which cells failed."""
-
-    def __init__(self) -> None:
-        self.errors: dict[PlannedCell, str] = {}
-
-    def failed(self, cell: PlannedCell, error: str) -> None:
-        self.errors[cell] = error
-
-    def weights(self, weights: Weights, phase: str, share: float, text: str) -> None:
-        """Nothing."""
-
-    def loaded(self, weights: Weights, coverage: str) -> None:
-        """Nothing."""
-
-    def progress(self, cell: PlannedCell, phase: str, share: float) -> None:
-        """Nothing."""
-
-    def waiting(self, cell: PlannedCell) -> None:
-        """Nothing."""
-
-    def finished(self, cell: PlannedCell, result: Result, seconds: float) -> None:
-        """Nothing."""
