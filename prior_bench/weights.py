@@ -212,7 +212,7 @@ def _check_growth(file: Path) -> None:
 def _names_in_archive(file: Path) -> set[str]:
     _check_growth(file)
     reader = torch._C.PyTorchFileReader(str(file))  # as torch.load sees it: others may see another archive in it
-    if reader.has_record("constants.pkl"):
+    if "constants.pkl" in reader.get_all_records():
         raise pickle.UnpicklingError("it is a TorchScript program")
     return _names_in_pickle(io.BytesIO(reader.get_record("data.pkl")))
 
@@ -237,7 +237,7 @@ def _names_in_pickle(f: IO[bytes]) -> set[str]:
     names: set[str] = set()
     stack: list[int] = []
     marks: list[int] = []
-    memo: dict[int, int] = {}
+    memo: dict[Any, int] = {}
     try:
         for op, argument, _ in pickletools.genops(f):
             if op.name == "MARK":
