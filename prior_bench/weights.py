@@ -46,7 +46,8 @@ _DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16
 _GROWTH = 10  # of what is in a file over the file: neither torch.save nor numpy.savez compresses
 _ZIP = b"PK\x03\x04"  # by which torch, too, tells its format from the old one
 _NESTED = 10_000  # objects in a tuple and the tuples in it
-# Of files that name nothing else torch's own unpickler makes tensors alone; it knows names that fill the memory, too.
+# All that a file of plain tensors names: torch's own unpickler reads it. (Of other names that one accepts some fill the
+# memory, as bytearray, and some give tensors attributes.)
 _TENSOR_NAMES = re.compile(r"collections (OrderedDict|Counter)|torch Size|torch (?!Untyped)[A-Za-z0-9]+Storage|"
                            r"torch\._utils _rebuild_(tensor|tensor_v2|parameter)")
 
