@@ -6,6 +6,7 @@ import argparse
 import collections
 import datetime
 import enum
+import json
 import os
 import sys
 import types
@@ -16,6 +17,7 @@ import open_clip
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 import transformers
 from safetensors.torch import load_file
@@ -24,12 +26,13 @@ from typer.testing import CliRunner
 from prior_bench import plugins, recipes
 from prior_bench.cli import app
 from prior_bench.encoders.image import ImageEncoder, file_coverage, timm_state
+from prior_bench.encoders.text import build_tokenizer
 from prior_bench.errors import UserError
 from prior_bench.layouts import LAYOUTS
 from prior_bench.recipe_files import recipe_file, released
 from prior_bench.recipes import ImageEncoderSpec
 from prior_bench.testing import sample_images, sample_texts
-from prior_bench.weights import fit_state, load_checkpoint, new_method, read_state
+from prior_bench.weights import coverage_of, fit_state, load_checkpoint, new_method, read_state
 
 NUMBERS = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
 
@@ -617,3 +620,90 @@ def test_mgca_with_a_transformer_has_a_recipe_of_its_own(tmp_path):
     said = CliRunner().invoke(app, ["weights", "inspect", str(file)]).stdout
     assert "layout: mgca-vit " in said
     assert "--method mgca --recipe paper-vit --weights FILE loads the image encoder, without text" in said
+
+
+def test_mgca_with_a_transformer_computes_what_timm_and_transformers_do(tmp_path, lightning_file):
+    """Encoders and heads built here, without the method: the report is its class token, and no token has a place."""
+    torch.manual_seed(0)
+    vit = scrambled(timm.create_model("test_vit", num_classes=0))
+    config = transformers.BertConfig(vocab_size=90, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                                     intermediate_size=32)
+    bert = transformers.BertModel(config, add_pooling_layer=False).eval()
+    with torch.no_grad():
+        bert.embeddings.token_type_embeddings.weight.zero_()  # the authors' BERT has none
+
+    def head(inputs):
+        norm = torch.nn.BatchNorm1d(12)
+        torch.nn.init.uniform_(norm.running_mean)
+        return torch.nn.Sequential(torch.nn.Linear(inputs, 12), norm, torch.nn.ReLU(), torch.nn.Linear(12, 8),
+                                   torch.nn.BatchNorm1d(8, affine=False)).eval()
+
+    heads = {f"{side}_encoder_q.{reach}_embed.head.": head(vit.num_features if side == "img" else 16)
+             for side in ("img", "text") for reach in ("global", "local")}
+    state = prefixed(vit.state_dict(), "img_encoder_q.model.", **{"prototype_layer.weight": torch.randn(5, 8)})
+    state |= {f"text_encoder_q.model.{k}": v for k, v in bert.state_dict().items() if "token_type" not in k}
+    for prefix, module in heads.items():
+        state |= {f"{prefix}{k}": v.unsqueeze(-1) if "local" in prefix and v.dim() == 2 else v
+                  for k, v in module.state_dict().items()}
+
+    config.save_pretrained(tmp_path)
+    build_tokenizer(sample_texts(), 90).save_pretrained(tmp_path)
+    size = vit.patch_embed.img_size[0]
+    kind = plugins.load("methods", "mgca")
+    values = {"image.name": "test_vit", "image.weights": "random", "image.size": size, "width": 8, "hidden": 12,
+              "prototypes": 5}
+    method = new_method(kind, recipes.load(recipe_file("mgca"), "paper-vit", kind.recipe_class, values), 1,
+                        tokenizer=tmp_path)
+    coverage = load_checkpoint(method, lightning_file(state))
+    assert (coverage.missing, coverage.unexpected) == ((), ())
+
+    images = torch.randn(2, 3, size, size)
+    tokens = method.tokens(sample_texts())
+    with torch.no_grad():
+        seen = heads["img_encoder_q.global_embed.head."](vit.forward_features(images)[:, 0])
+        torch.testing.assert_close(method.encode_image(images).joint, F.normalize(seen, dim=1))
+        states = bert(tokens["ids"], tokens["mask"].long(), position_ids=torch.zeros_like(tokens["ids"]))
+        read = heads["text_encoder_q.global_embed.head."](states.last_hidden_state[:, 0])
+        torch.testing.assert_close(method.encode_text(sample_texts()).joint, F.normalize(read, dim=1))
+
+
+# --------------------------------------------------------------------- the tabled keys, where they are at hand
+
+TABLED = Path(__file__).parents[2] / "shared" / "formats" / "checkpoints" / "layouts.json"
+WHOLE = {  # layout there: method, its recipe and the layers of its BERT
+    "prior_full": ("prior", "paper", 12), "gloria_resnet50": ("gloria", "paper", 12),
+    "mgca_resnet_50": ("mgca", "paper", 6), "mgca_vit_base": ("mgca", "paper-vit", 6),
+    "convirt_edreisMD": ("convirt", "edreis", 12), "convirt_benchx": ("convirt", "benchx", None)}
+
+
+@pytest.fixture(scope="module")
+def tabled():
+    """Every key of twelve files with its shape, as tensors without memory."""
+    if not TABLED.is_file():
+        pytest.skip("../shared/formats/checkpoints/layouts.json is not here")
+    return {layout: {key: torch.empty(shape, device="meta") for key, shape in table["keys"].items()}
+            for layout, table in json.loads(TABLED.read_text()).items()}
+
+
+@pytest.mark.parametrize("layout", WHOLE)
+def test_recipes_take_all_of_a_tabled_file(layout, tabled, tmp_path):
+    name, recipe, layers = WHOLE[layout]
+    config = (transformers.BertConfig(vocab_size=28996, num_hidden_layers=layers) if layers else
+              transformers.RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1))
+    config.save_pretrained(tmp_path)
+    build_tokenizer(sample_texts(), 90).save_pretrained(tmp_path)
+    kind = plugins.load("methods", name)
+    chosen = recipes.load(recipe_file(name), recipe, kind.recipe_class, {"image.weights": "random"})
+    with torch.device("meta"):
+        method = new_method(kind, chosen, 0, tokenizer=tmp_path)
+        coverage = coverage_of(method, method.adapt_checkpoint(tabled[layout]))
+    assert (coverage.missing, coverage.unexpected) == ((), ())
+    assert set(coverage.expected) == {"image encoder", "text encoder", "heads"}
+
+
+def test_the_reference_encoder_takes_the_image_encoder_of_each_tabled_file(tabled):
+    for layout, state in tabled.items():
+        recipe = "vit-base" if "vit" in layout else "resnet50"
+        coverage = file_coverage(recipes.load(recipe_file("encoder"), recipe, recipes.Recipe).image, state)
+        assert (coverage.missing, coverage.unexpected) == ((), ()), layout
+    assert len(tabled) == 12

@@ -76,6 +76,7 @@ def convert(
 def _describe(file: Path, state: Mapping[str, Tensor]) -> None:
     from prior_bench import plugins, recipe_files
     from prior_bench.layouts import image_state, recognise, text_state
+    from prior_bench.weights import converting
 
     layout = recognise(state)
     numbers = sum(value.numel() for value in state.values())
@@ -85,8 +86,9 @@ def _describe(file: Path, state: Mapping[str, Tensor]) -> None:
     if layout is None:
         typer.echo("layout: not known; rename the image encoder's keys to torchvision's or timm's")
         return
-    image, text = image_state(state, layout), text_state(state, layout)
-    architecture = _architecture(image)
+    with converting(file):
+        image, text = image_state(state, layout), text_state(state, layout)
+        architecture = _architecture(image)
     typer.echo(f"layout: {layout.name} ({layout.title})" + (f"; {layout.note}" if layout.note else ""))
     typer.echo(f"image encoder: {len(image)} tensors, {architecture}")
     typer.echo(f"text encoder: {f'{len(text)} tensors' if text else 'none'}")

@@ -17,7 +17,7 @@ from prior_bench.errors import UserError, unknown_name
 from prior_bench.layouts import image_state, recognise
 from prior_bench.recipes import ImageEncoderSpec
 from prior_bench.types import ImageInput
-from prior_bench.weights import IMAGE, Coverage, coverage_of, fit_state, read_state
+from prior_bench.weights import IMAGE, Coverage, converting, coverage_of, fit_state, read_state
 
 STRIDES = (4, 8, 16, 32)
 
@@ -218,12 +218,16 @@ def file_coverage(spec: ImageEncoderSpec, state: Mapping[str, Tensor]) -> Covera
     """How much of the image encoder of `spec` the state dict of a file would fill; computes nothing."""
     with torch.device("meta"):
         model = _create(spec)
-    return coverage_of(model, timm_state(model, state), IMAGE)
+    with converting():
+        state = timm_state(model, state)
+    return coverage_of(model, state, IMAGE)
 
 
 def _load_file(model: nn.Module, file: Path, allow_partial: bool) -> Coverage:
     """Fill the model from a state dict whose layout is recognised; refuses one that does not fit, unless allowed."""
-    state = timm_state(model, read_state(file))
+    state = read_state(file)
+    with converting(file):
+        state = timm_state(model, state)
     coverage = fit_state(model, state, IMAGE)
     if (coverage.missing or coverage.unexpected) and not allow_partial:
         raise UserError(f"the file does not hold the weights of this image encoder: {coverage}", where=str(file),

@@ -60,7 +60,8 @@ class TextEncoder(nn.Module):
         if folder is not None:
             config = _from_hub(transformers.AutoConfig, str(folder))
             model = _small_bert(config) if spec.name == SMALL_BERT else transformers.AutoModel.from_config(config)
-            tokenizer = _from_hub(transformers.AutoTokenizer, str(folder))
+            # by this class, not by the one in the folder's configuration, whose name depends on transformers' version
+            tokenizer = _from_hub(transformers.PreTrainedTokenizerFast, str(folder))
         elif spec.name == SMALL_BERT:
             if texts is None:
                 raise UserError("small-bert needs training reports to build its vocabulary from", where="text.name",

@@ -78,6 +78,18 @@ def test_a_saved_tokenizer_gives_the_same_word_pieces_and_configuration(encoder,
         torch.testing.assert_close(again.eval()(tokens["ids"], tokens["mask"]), encoder(tokens["ids"], tokens["mask"]))
 
 
+def test_a_saved_tokenizer_is_read_whatever_its_class_is_called(encoder, tmp_path, monkeypatch):
+    """transformers 5 writes the name of a class at which AutoTokenizer of 4 stumbles."""
+    def stumbles(*args: object, **options: object) -> None:
+        raise ValueError("Tokenizer class TokenizersBackend does not exist or is not currently imported.")
+
+    encoder.save(tmp_path)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", stumbles)
+    again = TextEncoder.build(SPEC, folder=tmp_path)
+    ours, theirs = (e.pad([e.tokens(["Heart is enlarged.", "No pneumothorax."])]) for e in (encoder, again))
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
 def test_a_local_folder_of_transformers_is_an_encoder(tmp_path):
     tokenizer = build_tokenizer(REPORTS, 90)
     config = transformers.RobertaConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1,
