@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -436,7 +437,7 @@ def _views_depend_on_their_generator_alone(method: Method) -> None:
     """`view` draws with the generator that it is given and with no global one, or a run that was stopped could not be
     continued as if nothing had happened."""
     batches = [_under_seed(seed, lambda: sample_batch(method)) for seed in (1, 2)]
-    first, second = (_under_seed(0, lambda batch=batch: method(batch, 0.99)) for batch in batches)
+    first, second = (_under_seed(0, partial(method, batch, 0.99)) for batch in batches)
     for name, (_, value) in first.items():
         _close(second[name][1], value, f"{name} of views drawn again with equal generators", 0.0)
 
