@@ -2,7 +2,8 @@
 `check_estimator`.
 
 `check_method(method)` runs every check on a freshly built method and says what failed; `prior-bench check-method NAME`
-does it from a shell. Images and reports are made up here, so neither data nor network is needed.
+does it from a shell. Images and reports are made up here, so neither data nor network is needed. The docstring of a
+check is the rule that it stands for, which a failure shows.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ import copy
 import importlib
 import inspect
 import math
+import random
 import sys
 import tempfile
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +44,11 @@ REPORTS = (
 )
 STRIDES = (4, 8, 16, 32)
 BF16_COSINE = 0.98  # least cosine of a vector in bf16 with itself in fp32
+BF16_SHARE = 0.05  # most that a score or a loss term changes in bf16
+START = 3.0  # most times log(batch), or its inverse, that a contrastive term is before training
+PATIENCE = timedelta(seconds=120)  # of one rank with the other
+
+T = TypeVar("T")
 
 
 class CheckFailed(AssertionError):
@@ -48,10 +57,12 @@ class CheckFailed(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one check: no problem, or what was wrong."""
+    """What came of one check: no problem, or what was wrong, beside the rule; or why it does not apply."""
 
     name: str
     problem: str = ""
+    rule: str = ""
+    skipped: str = ""
 
 
 def check_method(method: Method, raise_on_failure: bool = True, only: str = "") -> list[Outcome]:
@@ -60,14 +71,16 @@ def check_method(method: Method, raise_on_failure: bool = True, only: str = "") 
     A vision-only method is not asked about texts, one that does not pre-train not about losses.
 
     Args: only: run the checks alone whose name holds this.
-    Raises: CheckFailed, unless `raise_on_failure` is off.
+    Raises: CheckFailed, unless `raise_on_failure` is off; ValueError where no check has such a name.
     """
     method = copy.deepcopy(method).eval()
     checks = list(ENCODING)
     checks += TEXT if method.has_text else []
     checks += TRAINING if method.pretrains else []
     outcomes = [_outcome(check, method) for check in checks if only in _name(check)]
-    failed = [f"{o.name}: {o.problem}" for o in outcomes if o.problem]
+    if not outcomes:
+        raise ValueError(f"no check of {method.name} has a name with {only!r}")
+    failed = [f"{o.name}: {o.problem}\n    The rule: {o.rule}" for o in outcomes if o.problem]
     if failed and raise_on_failure:
         raise CheckFailed(f"{method.name} fails {len(failed)} of {len(outcomes)} checks:\n" + "\n".join(failed))
     return outcomes
@@ -78,15 +91,15 @@ def _name(check: Callable[[Method], None]) -> str:
 
 
 def _outcome(check: Callable[[Method], None], method: Method) -> Outcome:
-    name = _name(check)
+    name, rule = _name(check), " ".join((check.__doc__ or "").split())
     try:
         check(copy.deepcopy(method))
-    except NotApplicable:  # the method says that it has no such thing
-        return Outcome(name)
+    except NotApplicable as error:  # the method has no such thing
+        return Outcome(name, skipped=str(error))
     except AssertionError as error:
-        return Outcome(name, str(error).strip() or "failed")
+        return Outcome(name, str(error).strip() or "failed", rule)
     except Exception as error:  # a check must not hide the others
-        return Outcome(name, f"{type(error).__name__}: {error}")
+        return Outcome(name, f"{type(error).__name__}: {error}", rule)
     return Outcome(name)
 
 
@@ -118,7 +131,32 @@ def sample_batch(method: Method, rows: Sequence[int] = range(len(REPORTS))) -> B
     return method.collate(views)
 
 
+def _under_seed(seed: int, call: Callable[[], T]) -> T:
+    """What a call gives with all global generators at a seed; they are put back."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            return call()
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
 # --------------------------------------------------------------------------------------- encoding
+
+
+def _all_that_tasks_read(method: Method) -> dict[str, Tensor]:
+    """By what they are: features and scores of the sample images and texts."""
+    images, texts = sample_images(method), sample_texts()
+    of_images = method.encode_image(images)
+    found = {"maps": of_images.map, "joint image vectors": of_images.joint}
+    if method.has_text:
+        found["joint text vectors"] = method.encode_text(texts).joint
+        found["local scores"] = method.local_score(images, texts)
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _close(found: Tensor, expected: Tensor, what: str, tolerance: float = 1e-4) -> None:
@@ -127,12 +165,17 @@ def _close(found: Tensor, expected: Tensor, what: str, tolerance: float = 1e-4) 
     assert worst <= tolerance, f"{what} differs by {worst:.2e}, more than {tolerance:.0e}"
 
 
+def _same_map(found: Tensor, expected: Tensor, what: str) -> None:
+    _close(found, expected, what, 1e-4 * max(1e-3, float(expected.abs().max())))
+
+
 def _unit_length(joint: Tensor) -> None:
     _close(joint.norm(dim=1), torch.ones(len(joint)), "the length of a joint vector", 1e-4)
 
 
 @torch.inference_mode()
 def _image_features_have_their_shapes(method: Method) -> None:
+    """`encode_image` gives a finite map (B, C, h, w) and, where there is a text encoder, joint vectors of length 1."""
     images = sample_images(method)
     found = method.encode_image(images)
     assert found.map.dim() == 4, f"map has {found.map.dim()} axes, not (B, C, h, w)"
@@ -146,13 +189,15 @@ def _image_features_have_their_shapes(method: Method) -> None:
 
 @torch.inference_mode()
 def _images_do_not_depend_on_batch_or_order(method: Method) -> None:
+    """In eval mode an image has the same features in any batch and at any place of it: nothing is taken over the batch,
+    nothing is left behind by a call, and the images are not changed."""
     images = sample_images(method)
     whole = method.encode_image(images)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     turned = method.encode_image(images[order])
     alone = method.encode_image(images[2:3])
-    _close(turned.pooled, whole.pooled[order], "pooled image features in another order")
-    _close(alone.pooled, whole.pooled[2:3], "pooled image features alone")
+    _same_map(turned.map, whole.map[order], "the map of an image in another order")
+    _same_map(alone.map, whole.map[2:3], "the map of an image alone")
     if whole.joint is not None and turned.joint is not None and alone.joint is not None:
         _close(turned.joint, whole.joint[order], "joint image vectors in another order")
         _close(alone.joint, whole.joint[2:3], "a joint image vector alone")
@@ -160,60 +205,80 @@ def _images_do_not_depend_on_batch_or_order(method: Method) -> None:
 
 @torch.inference_mode()
 def _encoding_is_deterministic(method: Method) -> None:
-    images = sample_images(method)
-    torch.manual_seed(1)
-    first = method.encode_image(images).pooled
-    torch.manual_seed(2)
-    _close(method.encode_image(images).pooled, first, "pooled image features of a second call", 0.0)
-    if method.has_text:
-        text = method.encode_text(sample_texts()).joint
-        torch.manual_seed(3)
-        _close(method.encode_text(sample_texts()).joint, text, "joint text vectors of a second call", 0.0)
+    """In eval mode two calls agree bit for bit, whatever the global generators hold: no noise, no dropout."""
+    first, second = (_under_seed(seed, lambda: _all_that_tasks_read(method)) for seed in (1, 2))
+    for name, value in first.items():
+        _close(second[name], value, f"{name}: what a second call gives", 0.0)
 
 
 @torch.inference_mode()
 def _pyramid_has_its_strides_and_channels(method: Method) -> None:
+    """`pyramid` gives maps of strides 4, 8, 16 and 32 with `pyramid_channels`, at the method's own size and at any
+    other that `patch` divides: dense tasks choose theirs."""
     images = sample_images(method, 2)
-    side = images.shape[-1]
-    levels = method.pyramid(images)
-    assert len(levels) == len(STRIDES), f"{len(levels)} levels instead of {len(STRIDES)}"
-    for level, stride, channels in zip(levels, STRIDES, method.pyramid_channels, strict=True):
-        assert level.shape[:2] == (2, channels), f"stride {stride}: {tuple(level.shape[:2])}, not (2, {channels})"
-        for found in level.shape[2:]:
+    own, step = images.shape[-1], math.lcm(STRIDES[-1], method.patch)
+    for side in (own, step * math.ceil(1.5 * own / step)):
+        levels = method.pyramid(nn.functional.interpolate(images, (side, side), mode="bilinear"))
+        assert len(levels) == len(STRIDES), f"{len(levels)} levels instead of {len(STRIDES)}"
+        for level, stride, channels in zip(levels, STRIDES, method.pyramid_channels, strict=True):
+            what = f"stride {stride} of images of {side} pixels"
+            assert level.shape[:2] == (2, channels), f"{what}: {tuple(level.shape[:2])}, not (2, {channels})"
             near = side / stride
-            assert abs(found - near) <= max(1.0, 0.1 * near), f"stride {stride}: a side of {found}, not about {near:g}"
+            least, most = math.floor(near) - 0.1 * near, math.ceil(near) + 0.1 * near
+            for found in level.shape[2:]:
+                assert least <= found <= most, f"{what}: a side of {found}, not about {near:g}"
 
 
 @torch.inference_mode()
 def _bf16_is_close_to_fp32(method: Method) -> None:
-    images = sample_images(method)
-    exact = method.encode_image(images)
+    """Under autocast to bf16 features and scores are those of fp32, but for rounding: lengths, softmax and sums over
+    many terms belong in fp32."""
+    exact = _all_that_tasks_read(method)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = method.encode_image(images)
-        texts = method.encode_text(sample_texts()).joint.float() if method.has_text else None
-    pairs = [("pooled image features", rough.pooled, exact.pooled)]
-    if exact.joint is not None and rough.joint is not None and texts is not None:
-        pairs.append(("joint image vectors", rough.joint.float(), exact.joint))
-        pairs.append(("joint text vectors", texts, method.encode_text(sample_texts()).joint))
-    for what, a, b in pairs:
+        rough = {name: value.float() for name, value in _all_that_tasks_read(method).items()}
+    for name in exact.keys() - {"local scores"}:
+        a, b = (x[name].flatten(2).mean(dim=2) if x[name].dim() == 4 else x[name] for x in (rough, exact))
         least = float(nn.functional.cosine_similarity(a, b).min())
-        assert least >= BF16_COSINE, f"{what} in bf16 have a cosine of {least:.3f} with fp32, below {BF16_COSINE}"
+        assert least >= BF16_COSINE, f"{name} in bf16 have a cosine of {least:.3f} with fp32, below {BF16_COSINE}"
+    if "local scores" in exact:
+        scores = exact["local scores"]
+        _close(rough["local scores"], scores, "a local score in bf16", BF16_SHARE * max(1.0, float(scores.abs().max())))
 
 
-@torch.inference_mode()
 def _weights_survive_saving(method: Method) -> None:
-    from prior_bench.weights import load_method, save_weights
+    """A method that is built anew, by another seed, and filled from saved weights computes the same, after training
+    steps, too. What a plain tensor, a list of modules or a buffer that is not persistent holds is not saved."""
+    from prior_bench.weights import TOKENIZER, load_method, new_method, save_weights
 
     recipe: Any = getattr(method, "recipe", None)
-    if not method.pretrains or recipe is None or method.name not in plugins.names("methods"):
-        return  # what is not trained, or has no recipe or entry point, has no folder of weights
+    if not method.pretrains:
+        raise NotApplicable("it does not pre-train")
+    if recipe is None:
+        raise NotApplicable("it does not keep its recipe as `recipe`, from which it could be built anew")
+    if method.name not in plugins.names("methods") or plugins.load("methods", method.name) is not type(method):
+        raise NotApplicable("it is not known by its name: no entry point and no --plugin names it")
+    _train_a_little(method)
     with tempfile.TemporaryDirectory() as folder:
-        again = load_method(save_weights(Path(folder) / "weights", method, recipe, {}))
-    images = sample_images(method)
-    _close(again.encode_image(images).pooled, method.encode_image(images).pooled, "pooled features after loading", 1e-6)
-    if method.has_text:
-        _close(again.encode_text(sample_texts()).joint, method.encode_text(sample_texts()).joint,
-               "joint text vectors after loading", 1e-6)
+        weights = save_weights(Path(folder) / "weights", method, recipe, {})
+        state = load_method(weights).state_dict()
+        recipe = recipe.model_copy(update={"image": recipe.image.model_copy(update={"weights": "random"})})
+        again = new_method(type(method), recipe, seed=12345, tokenizer=weights / TOKENIZER)
+    again.load_state_dict(state)
+    with torch.inference_mode():
+        found = _all_that_tasks_read(again)
+        for name, value in _all_that_tasks_read(method).items():
+            _close(found[name], value, f"{name} after loading", 1e-6 * max(1.0, float(value.abs().max())))
+
+
+def _train_a_little(method: Method) -> None:
+    optimiser = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 1e-3)
+    for progress in (0.0, 0.99):
+        optimiser.zero_grad()
+        _total(method.train()(sample_batch(method), progress)).backward()
+        optimiser.step()
+        with torch.no_grad():
+            method.after_step(progress)
+    method.eval()
 
 
 ENCODING = (_image_features_have_their_shapes, _images_do_not_depend_on_batch_or_order, _encoding_is_deterministic,
@@ -225,30 +290,43 @@ ENCODING = (_image_features_have_their_shapes, _images_do_not_depend_on_batch_or
 
 @torch.inference_mode()
 def _texts_do_not_depend_on_batch_or_padding(method: Method) -> None:
+    """In eval mode a text has the same vectors beside longer texts, which pad it, and alone; its joint vector has
+    length 1 and the width of the images'."""
     texts = sample_texts()
-    whole = method.encode_text(texts).joint
-    assert torch.isfinite(whole).all(), "joint text vectors are not finite"
-    _unit_length(whole)
+    whole = method.encode_text(texts)
+    assert torch.isfinite(whole.joint).all(), "joint text vectors are not finite"
+    _unit_length(whole.joint)
     for row, text in enumerate(texts):
-        _close(method.encode_text([text]).joint[0], whole[row], f"the joint vector of text {row} alone")
-    _close(method.encode_text(texts[::-1]).joint, whole.flip(0), "joint text vectors in another order")
+        alone = method.encode_text([text])
+        _close(alone.joint[0], whole.joint[row], f"the joint vector of text {row} alone")
+        for part, mask in (("sentences", "sentence_mask"), ("words", "word_mask")):
+            one, all_of_them = getattr(alone, part), getattr(whole, part)
+            if all_of_them is not None:
+                own, among = one[0][getattr(alone, mask)[0]], all_of_them[row][getattr(whole, mask)[row]]
+                _same_map(own, among, f"the vectors of the {part} of text {row} alone")
+    _close(method.encode_text(texts[::-1]).joint, whole.joint.flip(0), "joint text vectors in another order")
     images = method.encode_image(sample_images(method)).joint
     assert images is not None
-    assert images.shape[1] == whole.shape[1], f"joint widths differ: images {images.shape[1]}, texts {whole.shape[1]}"
+    widths = images.shape[1], whole.joint.shape[1]
+    assert widths[0] == widths[1], f"joint widths differ: images {widths[0]}, texts {widths[1]}"
 
 
 @torch.inference_mode()
 def _an_empty_text_is_finite(method: Method) -> None:
-    found = method.encode_text(["", "Clear lungs."]).joint
-    assert torch.isfinite(found).all(), "the joint vector of an empty text is not finite"
+    """A text without words has a finite joint vector and finite local scores."""
+    texts = ["", "Clear lungs."]
+    assert torch.isfinite(method.encode_text(texts).joint).all(), "the joint vector of an empty text is not finite"
+    scores = method.local_score(sample_images(method, 2), texts)
+    assert scores is None or torch.isfinite(scores).all(), "the local score of an empty text is not finite"
 
 
 @torch.inference_mode()
 def _local_scores_depend_on_their_pair_alone(method: Method) -> None:
+    """`local_score` gives (images, texts), each score the same whatever other images and texts stand beside."""
     images, texts = sample_images(method), sample_texts()
     whole = method.local_score(images, texts)
     if whole is None:
-        return
+        raise NotApplicable("it has no local scores")
     assert whole.shape == (len(images), len(texts)), f"local scores have the shape {tuple(whole.shape)}"
     one = method.local_score(images[3:4], texts[1:3])
     assert one is not None
@@ -257,15 +335,18 @@ def _local_scores_depend_on_their_pair_alone(method: Method) -> None:
 
 @torch.inference_mode()
 def _maps_and_use_depend_on_their_pair_alone(method: Method) -> None:
+    """`sentence_maps` gives finite maps (B, h, w) and `prototype_use` weights that sum to 1, each the same whatever
+    other pairs stand beside its own."""
     images, texts = sample_images(method), [sentences[0] for sentences in REPORTS]
-    maps = method.sentence_maps(images, texts) or {}
+    maps, use = method.sentence_maps(images, texts) or {}, method.prototype_use(images, texts) or {}
+    if not maps and not use:
+        raise NotApplicable("it has neither maps of sentences nor prototypes")
     for name, whole in maps.items():
         assert whole.dim() == 3, f"the map {name!r} has {whole.dim()} axes, not (B, h, w)"
         assert len(whole) == len(images), f"the map {name!r} has another number of rows than there are pairs"
         assert torch.isfinite(whole).all(), f"the map {name!r} is not finite"
         alone = (method.sentence_maps(images[3:4], texts[3:4]) or {})[name]
         _close(alone, whole[3:4], f"the map {name!r} of a pair alone")
-    use = method.prototype_use(images, texts) or {}
     for name, whole in use.items():
         _close(whole.float().sum(dim=1), torch.ones(len(whole)), f"the sum of the weights of {name!r}")
         first = (method.prototype_use(images[:1], texts[:1]) or {})[name]
@@ -279,7 +360,7 @@ def _the_order_of_sentences_does_not_matter(method: Method) -> None:
     tables = [module for name, module in method.named_modules()
               if name.endswith(".position_embeddings") and isinstance(module, nn.Embedding)]
     if not tables:
-        return
+        raise NotApplicable("no text encoder of BERT's kind, whose table of positions could be emptied")
     for table in tables:
         table.weight.zero_()
     texts, turned = sample_texts(), [" ".join(reversed(sentences)) for sentences in REPORTS]
@@ -302,6 +383,7 @@ def _total(terms: Mapping[str, tuple[float, Tensor]]) -> Tensor:
 
 
 def _losses_are_finite_and_named(method: Method) -> None:
+    """Through the whole run `losses` gives {name: (weight, scalar)}, all finite."""
     for progress in (0.0, 0.5, 0.99):
         terms = method.train()(sample_batch(method), progress)
         assert terms, "no loss terms"
@@ -312,22 +394,60 @@ def _losses_are_finite_and_named(method: Method) -> None:
 
 
 @torch.inference_mode()
+def _losses_in_bf16_are_close_to_fp32(method: Method) -> None:
+    """Under autocast to bf16 each loss term is that of fp32, but for rounding: similarities, softmax and means over the
+    batch belong in fp32."""
+    batch = sample_batch(method)
+    exact = _under_seed(0, partial(method, batch, 0.99))
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = _under_seed(0, partial(method, batch, 0.99))
+    for name, (_, value) in exact.items():
+        _close(rough[name][1], value, f"{name} in bf16", BF16_SHARE * max(1.0, abs(float(value))))
+
+
+@torch.inference_mode()
 def _info_nce_of_equal_pairs_is_log_batch(method: Method) -> None:
     """Where all pairs are the same, none can be told from the others: each direction of InfoNCE is log(batch), whatever
-    weights and temperature are. So it starts, too, where vectors say little yet."""
+    weights and temperature are. It is a mean over pairs, and `contrastive` says how many directions a term adds."""
     n = len(REPORTS)
     terms = method(sample_batch(method, [0] * n), 0.99)
-    for name, directions in method.contrastive.items():
+    for name, directions in _contrastive(method).items():
         assert name in terms, f"{name} of `contrastive` is no loss term"
         _close(terms[name][1], torch.tensor(directions * math.log(n)), f"{name} of {n} equal pairs", 1e-3)
 
 
+@torch.inference_mode()
+def _info_nce_starts_near_log_batch(method: Method) -> None:
+    """Untrained vectors say little, so that InfoNCE starts near log(batch), what guessing costs. Far above it logits
+    are too large (vectors not of length 1, an extreme temperature), far below it pairs are known beforehand."""
+    terms = method(sample_batch(method), 0.99)
+    for name, directions in _contrastive(method).items():
+        guess, value = directions * math.log(len(REPORTS)), float(terms[name][1])
+        assert guess / START <= value <= guess * START, f"{name} starts at {value:.3g}, and guessing costs {guess:.3g}"
+
+
+def _contrastive(method: Method) -> Mapping[str, float]:
+    if not method.contrastive:
+        raise NotApplicable("`contrastive` names no term")
+    return method.contrastive
+
+
+@torch.inference_mode()
+def _views_depend_on_their_generator_alone(method: Method) -> None:
+    """`view` draws with the generator that it is given and with no global one, or a run that was stopped could not be
+    continued as if nothing had happened."""
+    batches = [_under_seed(seed, lambda: sample_batch(method)) for seed in (1, 2)]
+    first, second = (_under_seed(0, partial(method, batch, 0.99)) for batch in batches)
+    for name, (_, value) in first.items():
+        _close(second[name][1], value, f"{name} of views drawn again with equal generators", 0.0)
+
+
 def _gradients_reach_both_encoders(method: Method) -> None:
+    """The loss trains the modules `image_encoder` and, with text, `text_encoder`: weights are known by these names."""
     _total(method.train()(sample_batch(method), 0.99)).backward()
-    for part in ("image_encoder", "text_encoder"):
+    for part in ("image_encoder", *(["text_encoder"] if method.has_text else [])):
         module = getattr(method, part, None)
-        if module is None:
-            continue
+        assert isinstance(module, nn.Module), f"the method has no module {part}"
         trained = [p for p in module.parameters() if p.requires_grad]
         got = sum(float(p.grad.abs().sum()) for p in trained if p.grad is not None)
         assert got > 0 or not trained, f"no gradient reaches the {part}"
@@ -338,7 +458,7 @@ def _padding_contributes_nothing(method: Method) -> None:
     """Longer padding of the word pieces changes no term and no gradient."""
     batch = dict(sample_batch(method))
     if "ids" not in batch:
-        return
+        raise NotApplicable("batches hold no word pieces `ids`; two ranks, which pad differently, tell")
     longer = dict(batch)
     for name, empty in (("ids", 0), ("mask", False), ("sentence", -1), ("word", -1), ("masked", False)):
         if name in batch:
@@ -348,8 +468,9 @@ def _padding_contributes_nothing(method: Method) -> None:
 
 def _two_ranks_equal_one_process(method: Method) -> None:
     """Terms and gradients of two ranks with unequal batches, averaged as DistributedDataParallel does, are those of one
-    process with all rows. Batch norm and dropout in eval mode; what is random belongs to the sample, or is drawn alike
-    from the global state (a start from data)."""
+    process with all rows: negatives are gathered with gradient, and means weigh by rows (`losses.gather`,
+    `losses.mean_over_pairs`). Batch norm and dropout in eval mode; what is random belongs to the sample, or is drawn
+    alike from the global state (a start from data)."""
     rows, moments = range(len(REPORTS)), (0.0, 0.99)
     parts = [sample_batch(method, rows[:4]), sample_batch(method, rows[4:])]
     for progress, (terms, gradients) in zip(moments, _on_two_ranks(method, parts, moments), strict=True):
@@ -363,7 +484,8 @@ def _two_ranks_equal_one_process(method: Method) -> None:
         _same_gradients(method, gradients, "on two ranks")
 
 
-TRAINING = (_losses_are_finite_and_named, _info_nce_of_equal_pairs_is_log_batch, _gradients_reach_both_encoders,
+TRAINING = (_losses_are_finite_and_named, _losses_in_bf16_are_close_to_fp32, _info_nce_of_equal_pairs_is_log_batch,
+            _info_nce_starts_near_log_batch, _views_depend_on_their_generator_alone, _gradients_reach_both_encoders,
             _padding_contributes_nothing, _two_ranks_equal_one_process)
 
 
@@ -371,7 +493,7 @@ def _same_objective(method: Method, first: Sequence[Batch], second: Sequence[Bat
     found = []
     for batch in (*first, *second):
         method.zero_grad()
-        terms = method(batch, progress)
+        terms = _under_seed(0, partial(method, batch, progress))
         _total(terms).backward()
         found.append(({name: value.detach() for name, (_, value) in terms.items()}, _gradients(method)))
     for name, value in found[0][0].items():
@@ -403,7 +525,11 @@ def _on_two_ranks(method: Method, parts: Sequence[Batch], moments: Sequence[floa
         home = Path(folder)
         torch.save((method, list(parts), list(moments)), home / "inputs.pt")
         kind = type(method)
-        processes.spawn(_rank, (str(home), kind.__module__, inspect.getfile(kind)), nprocs=2)
+        try:
+            processes.spawn(_rank, (str(home), kind.__module__, inspect.getfile(kind)), nprocs=2)
+        except (processes.ProcessRaisedException, processes.ProcessExitedException) as error:
+            raise AssertionError(f"a rank failed: {str(error).strip().splitlines()[-1]}; do all ranks call the same "
+                                 "collectives, whatever their numbers of rows and sentences?") from error
         found: list[Found] = torch.load(home / "outputs.pt", weights_only=True)
     return found
 
@@ -444,7 +570,7 @@ def _make_importable(name: str, file: str) -> None:
 
 @contextmanager
 def _group(rank: int, home: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{home / 'meeting'}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{home / 'meeting'}", rank=rank, world_size=2, timeout=PATIENCE)
     try:
         yield
     finally:

@@ -30,6 +30,6 @@ def word_cosines(regions: Tensor, words: Tensor, mask: Tensor, tau_1: float) -> 
 
 
 def log_sum_exp(cosines: Tensor, mask: Tensor, tau_2: float, mean: bool) -> Tensor:
-    """log sum_k exp(tau_2 cos_k) over a report's words, or of their mean: (I, T, L) -> (I, T)."""
-    total = (tau_2 * cosines).masked_fill(~mask, float("-inf")).logsumexp(dim=2)
+    """log sum_k exp(tau_2 cos_k) over a report's words, or of their mean: (I, T, L) -> (I, T); 0 without words."""
+    total = (tau_2 * cosines).masked_fill(~mask, float("-inf")).logsumexp(dim=2).masked_fill(~mask.any(dim=1), 0.0)
     return total - mask.sum(dim=1).clamp_min(1).log() if mean else total

@@ -49,15 +49,22 @@ class HuggingFace(Tower):
     def encode_image(self, images: Tensor) -> ImageFeatures:
         if not self.has_text:
             return ImageFeatures(None, self.maps(images)[-1])
-        joint = _vector(self.model.get_image_features(pixel_values=images))
-        return ImageFeatures(F.normalize(joint.float(), dim=-1), self.maps(images)[-1])
+        seen: list[Any] = []  # of the vision tower, which runs once for joint vectors and map
+        hook = self.vision.register_forward_hook(lambda module, inputs, found: seen.append(found))
+        try:
+            joint = _vector(self.model.get_image_features(pixel_values=images, output_hidden_states=True))
+        finally:
+            hook.remove()
+        return ImageFeatures(F.normalize(joint.float(), dim=-1), self._maps(seen[0], images.shape[-1])[-1])
 
     def maps(self, images: Tensor) -> Sequence[Tensor]:
+        return self._maps(self.vision(pixel_values=images, output_hidden_states=True), images.shape[-1])
+
+    def _maps(self, found: Any, size: int) -> Sequence[Tensor]:
         """The maps of a network with several strides, or the patch tokens of a plain transformer on their grid."""
-        found = self.vision(pixel_values=images, output_hidden_states=True)
         states = getattr(found, "reshaped_hidden_states", None) or found.hidden_states or ()
         maps = [state for state in states if state.dim() == 4]
-        return maps or [_on_grid(found.last_hidden_state, images.shape[-1], self.vision.config)]
+        return maps or [_on_grid(found.last_hidden_state, size, self.vision.config)]
 
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:
         if not self.has_text:

@@ -1,6 +1,7 @@
 """What the encoders with weights of their own share: their recipe, and a pyramid from whatever maps a tower gives.
 
 A tower works at the one size that its weights were made for; images of another size (dense tasks) are resized to it.
+Whole images are squashed to the square, where the weights' own preprocessing would cut their sides off.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Annotated
 
 import typer
@@ -34,10 +35,14 @@ def check(
 
     outcomes = check_method(new_method(kind, chosen, seed, sample_texts()), raise_on_failure=False)
     for outcome in outcomes:
-        typer.echo(f"{'FAILED' if outcome.problem else 'ok':7} {outcome.name}")
-        for line in outcome.problem.splitlines():
-            typer.echo(f"        {line}")
-    failed = sum(bool(outcome.problem) for outcome in outcomes)
-    typer.echo(f"{name} ({recipe}): {len(outcomes) - failed} of {len(outcomes)} checks passed")
+        state = "FAILED" if outcome.problem else "-" if outcome.skipped else "ok"
+        typer.echo(f"{state:7} {outcome.name}" + (f": {outcome.skipped}" if outcome.skipped else ""))
+        if outcome.problem:
+            for line in (*outcome.problem.splitlines(), *textwrap.wrap(f"The rule: {outcome.rule}", 110)):
+                typer.echo(f"        {line}")
+    failed, skipped = (sum(map(bool, those)) for those in zip(*((o.problem, o.skipped) for o in outcomes), strict=True))
+    asked = len(outcomes) - skipped
+    beside = f", {skipped} do not apply" if skipped else ""
+    typer.echo(f"{name} ({recipe}): {asked - failed} of {asked} checks passed{beside}")
     if failed:
         raise typer.Exit(1)

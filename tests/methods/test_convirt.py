@@ -31,6 +31,7 @@ REPORTS = (
     ("Right lower lobe consolidation.", "No pneumothorax."),
     ("Lines are in place.", "Heart size is normal.", "No pleural effusion is seen today."),
 )
+PAIRS = (*REPORTS, REPORTS[1], ("No pneumothorax.", "Normal chest.", "No pneumothorax."))  # equal pairs and sentences
 SMALL = {"image.name": "test_resnet", "image.size": 64, "text.layers": 2, "text.width": 16, "text.heads": 2,
          "text.vocabulary": 120, "width": 16}
 
@@ -41,15 +42,15 @@ def convirt(seed: int = 0, **values: object) -> Convirt:
     return Convirt.from_recipe(recipe, [" ".join(r) for r in REPORTS]).eval()
 
 
-def batch_of(method: Convirt) -> dict:
+def batch_of(method: Convirt, reports: tuple = REPORTS) -> dict:
     rng = np.random.default_rng(0)
-    views = [StudyView((rng.integers(0, 255, (64, 64), dtype=np.uint8),), Report({}, r)) for r in REPORTS]
+    views = [StudyView((rng.integers(0, 255, (64, 64), dtype=np.uint8),), Report({}, r)) for r in reports]
     return method.collate([method.view(view, rng) for view in views])
 
 
 def test_the_objective_by_loops():
     method = convirt()
-    batch = batch_of(method)
+    batch = batch_of(method, PAIRS)
     found = method(batch)
     slow = copy.deepcopy(method).double()
     maps = slow.image_encoder(slow.normalise(batch["image"]).double())

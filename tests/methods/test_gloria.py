@@ -21,6 +21,7 @@ REPORTS = (
     ("Right lower lobe consolidation.", "No pneumothorax."),
     ("Lines are in place.", "Heart size is normal.", "No pleural effusion is seen today."),
 )
+PAIRS = (*REPORTS, REPORTS[1], ("No pneumothorax.", "Normal chest.", "No pneumothorax."))  # equal pairs and sentences
 SMALL = {"image.name": "test_resnet", "image.size": 64, "text.layers": 2, "text.width": 16, "text.heads": 2,
          "text.vocabulary": 120}
 
@@ -31,9 +32,9 @@ def gloria(seed: int = 0, **values: object) -> Gloria:
     return Gloria.from_recipe(recipe, [" ".join(r) for r in REPORTS]).eval()
 
 
-def batch_of(method: Gloria) -> dict:
+def batch_of(method: Gloria, reports: tuple = REPORTS) -> dict:
     rng = np.random.default_rng(0)
-    views = [StudyView((rng.integers(0, 255, (64, 64), dtype=np.uint8),), Report({}, r)) for r in REPORTS]
+    views = [StudyView((rng.integers(0, 255, (64, 64), dtype=np.uint8),), Report({}, r)) for r in reports]
     return method.collate([method.view(view, rng) for view in views])
 
 
@@ -69,7 +70,7 @@ def encoded_slowly(method: Gloria, batch: dict) -> tuple[list, list, list, list]
 @pytest.mark.parametrize("mean", [True, False])
 def test_the_objective_by_loops(mean):
     method = gloria(length_normalised=mean)
-    batch = batch_of(method)
+    batch = batch_of(method, PAIRS)
     found = method(batch)
     slow = copy.deepcopy(method).double()
     slow.text_encoder.model.double()
@@ -105,6 +106,19 @@ def test_attention_sums_to_one_and_padding_contributes_nothing():
     torch.testing.assert_close(short[:, 0], cosines[:, 1, :3])
     torch.testing.assert_close(log_sum_exp(again, mask, 5.0, mean=True)[:, 1],
                                (5 * cosines[:, 1, :3]).exp().mean(dim=1).log())
+
+
+@pytest.mark.parametrize("mean", [True, False])
+def test_a_report_without_words_leaves_losses_gradients_and_scores_finite(mean):
+    """`plain_words` can take all that a report says: words in other letters than ASCII's."""
+    method = gloria(length_normalised=mean, **{"text.plain_words": True})
+    terms = method(batch_of(method, (*REPORTS, ("Без патологии.",))))
+    sum(weight * value for weight, value in terms.values()).backward()
+    assert all(value.isfinite() for _, value in terms.values())
+    assert all(p.grad.isfinite().all() for p in method.parameters() if p.grad is not None)
+    with torch.no_grad():
+        scores = method.local_score(method.normalise(torch.zeros(1, 1, 64, 64, dtype=torch.uint8)), ["Без", "Edema."])
+    assert scores.isfinite().all()
 
 
 def test_local_score_and_paper_scores_by_loops():

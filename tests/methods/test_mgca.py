@@ -22,6 +22,7 @@ REPORTS = (
     ("Right lower lobe consolidation.", "No pneumothorax."),
     ("Lines are in place.", "Heart size is normal.", "No pleural effusion is seen today."),
 )
+PAIRS = (*REPORTS, REPORTS[1], ("No pneumothorax.", "Normal chest.", "No pneumothorax."))  # equal pairs and sentences
 SMALL = {"image.name": "test_resnet", "image.size": 64, "text.layers": 2, "text.width": 16, "text.heads": 2,
          "text.vocabulary": 120, "width": 8, "hidden": 12, "prototypes": 5}
 
@@ -32,9 +33,9 @@ def mgca(seed: int = 0, **values: object) -> Mgca:
     return Mgca.from_recipe(recipe, [" ".join(r) for r in REPORTS]).eval()
 
 
-def batch_of(method: Mgca) -> dict:
+def batch_of(method: Mgca, reports: tuple = REPORTS) -> dict:
     rng = np.random.default_rng(0)
-    views = [StudyView((rng.integers(0, 255, (64, 64), dtype=np.uint8),), Report({}, r)) for r in REPORTS]
+    views = [StudyView((rng.integers(0, 255, (64, 64), dtype=np.uint8),), Report({}, r)) for r in reports]
     return method.collate([method.view(view, rng) for view in views])
 
 
@@ -75,7 +76,7 @@ def codes(scores: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("image", ["test_resnet", "test_vit"])
 def test_the_objective_by_loops(image):
     method = mgca(**{"image.name": image})
-    batch = batch_of(method)
+    batch = batch_of(method, PAIRS)
     found = method(batch, progress=0.5)
     m = copy.deepcopy(method).double()
     images = m.normalise(batch["image"]).double()

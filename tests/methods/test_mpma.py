@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from prior_bench import recipes
-from prior_bench.encoders.mae import hidden_patches, masked_patch_error, patchify, random_kept
+from prior_bench.encoders.mae import PatchDecoder, hidden_patches, masked_patch_error, patchify, random_kept
 from prior_bench.errors import UserError
 from prior_bench.method import StudyView
-from prior_bench.methods.mpma.fusion import Memory
+from prior_bench.methods.mpma.fusion import Fusion, Memory
 from prior_bench.methods.mpma.method import Mpma, MpmaRecipe, _masked_pieces
 from prior_bench.recipe_files import recipe_file
 from prior_bench.types import Report
@@ -25,6 +25,7 @@ REPORTS = (
     ("Right lower lobe consolidation.", "No pneumothorax."),
     ("Lines are in place.", "Heart size is normal.", "No pleural effusion is seen today."),
 )
+PAIRS = (*REPORTS, REPORTS[1], ("No pneumothorax.", "Normal chest.", "No pneumothorax."))  # equal pairs and sentences
 SMALL = {"image.name": "test_vit", "image.size": 64, "text.layers": 2, "text.width": 16, "text.heads": 2,
          "text.vocabulary": 120, "width": 8, "fusion.heads": 2, "fusion.memory": 12, "fusion.memory_width": 4,
          "fusion.top": 3, "decoder.width": 8, "decoder.heads": 2, "decoder.layers": 1}
@@ -36,9 +37,9 @@ def mpma(seed: int = 0, **values: object) -> Mpma:
     return Mpma.from_recipe(recipe, [" ".join(r) for r in REPORTS]).eval()
 
 
-def batch_of(method: Mpma) -> dict:
+def batch_of(method: Mpma, reports: tuple = REPORTS) -> dict:
     rng = np.random.default_rng(0)
-    views = [StudyView((rng.integers(0, 255, (64, 64), dtype=np.uint8),), Report({}, r)) for r in REPORTS]
+    views = [StudyView((rng.integers(0, 255, (64, 64), dtype=np.uint8),), Report({}, r)) for r in reports]
     return method.collate([method.view(view, rng) for view in views])
 
 
@@ -57,7 +58,7 @@ def one_way(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
 
 def test_the_objective_by_loops():
     method = mpma()
-    batch = batch_of(method)
+    batch = batch_of(method, PAIRS)
     side = method.image_encoder.stride
     patches, kept = (64 // side) ** 2, batch["kept"]
     found = method(batch)
@@ -65,7 +66,7 @@ def test_the_objective_by_loops():
     images = m.normalise(batch["image"]).double()
     g_image, g_text, local, mim, mlm = [], [], [], [], []
     with torch.no_grad():
-        for i in range(4):
+        for i in range(len(images)):
             features = m.image_encoder(images[i : i + 1])
             g_image.append(F.normalize(m.image_head(features.mean(dim=(2, 3)))[0], dim=0))
             p = F.normalize(m.image_local(features[0].flatten(1).T), dim=1)
@@ -94,7 +95,7 @@ def test_the_objective_by_loops():
             logits = fused[0] @ m.text_encoder.model.embeddings.word_embeddings.weight.T + m.word_bias
             mlm += [logits[k].exp().sum().log() - logits[k, ids[k]] for k in range(len(ids)) if gone[k]]
     s = torch.stack([torch.stack([m.logit_scale.exp() * a @ b for b in g_text]) for a in g_image])
-    expected = {"L_mim": sum(mim) / 4, "L_mlm": sum(mlm) / len(mlm), "L_local": sum(local) / 4,
+    expected = {"L_mim": sum(mim) / len(mim), "L_mlm": sum(mlm) / len(mlm), "L_local": sum(local) / len(local),
                 "L_global": (cross_entropy(s) + cross_entropy(s.T)) / 2}
     assert {n: w for n, (w, _) in found.items()} == {"L_mim": 1.0, "L_mlm": 1.0, "L_global": 1.0, "L_local": 0.5}
     for name, value in expected.items():
@@ -151,6 +152,51 @@ def test_memory_answers_with_its_best_rows():
     best = scores.argsort(descending=True)[:3]
     expected = memory.response((scores[best].softmax(0).unsqueeze(1) * memory.rows[best]).sum(0))
     torch.testing.assert_close(found[1, 2], expected)
+
+
+def attended(layer: torch.nn.MultiheadAttention, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """One sample's queries (L, D) over keys (N, D), by loops over queries and heads."""
+    q, k, v = (x @ w.T + b for x, w, b in zip((queries, keys, keys), layer.in_proj_weight.chunk(3),
+                                              layer.in_proj_bias.chunk(3), strict=True))
+    d = q.shape[1] // layer.num_heads
+    found = []
+    for query in q:
+        heads = [slice(h * d, (h + 1) * d) for h in range(layer.num_heads)]
+        found.append(torch.cat([(k[:, h] @ query[h] / d**0.5).softmax(dim=0) @ v[:, h] for h in heads]))
+    return layer.out_proj(torch.stack(found))
+
+
+def test_fusion_by_loops():
+    """Each sample alone, without its padding."""
+    torch.manual_seed(0)
+    fusion = Fusion(8, 6, layers=2, heads=2, rows=10, row_width=4, top=3).double()
+    words, image = torch.randn(2, 5, 8).double(), torch.randn(2, 3, 6).double()
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    found = fusion(words, mask, image)
+    for i in range(2):
+        w, seen = words[i][mask[i]], fusion.project(image[i])
+        for layer in fusion.layers:
+            x = layer.norms[0](w)
+            w = w + attended(layer.own, x, x)
+            answers = fusion.memory(layer.norms[1](w))
+            w = w + answers
+            w = w + attended(layer.cross, layer.norms[2](w), torch.cat([seen, fusion.memory(seen), answers]))
+            w = w + layer.feed(layer.norms[3](w))
+        torch.testing.assert_close(found[i][mask[i]], fusion.norm(w))
+
+
+def test_the_image_decoder_puts_visible_patches_where_they_were():
+    torch.manual_seed(0)
+    decoder = PatchDecoder(6, 8, layers=1, heads=2, patches=5, pixels=4).eval()
+    visible, kept = torch.randn(2, 2, 6), torch.tensor([[3, 1], [0, 4]])
+    with torch.no_grad():
+        found = decoder(visible, kept)
+        for i in range(2):
+            tokens = [decoder.mask_token + decoder.positions[r] for r in range(5)]
+            for n, r in enumerate(kept[i].tolist()):
+                tokens[r] = decoder.project(visible[i, n]) + decoder.positions[r]
+            expected = decoder.pixels(decoder.layers(torch.stack(tokens)[None]))[0]
+            torch.testing.assert_close(found[i], expected)
 
 
 def test_every_part_learns_and_a_cnn_is_refused():

@@ -23,6 +23,7 @@ REPORTS = (
     ("Right lower lobe consolidation.", "No pneumothorax."),
     ("Lines are in place.", "Heart size is normal.", "No pleural effusion is seen today."),
 )
+PAIRS = (*REPORTS, REPORTS[1], ("No pneumothorax.", "Normal chest.", "No pneumothorax."))  # equal pairs and sentences
 SMALL = {"image.name": "test_resnet", "image.size": 64, "text.layers": 2, "text.width": 16, "text.heads": 2,
          "text.vocabulary": 120, "width": 8, "hidden": 12, "queries": 3, "query_width": 8, "query_heads": 2, "grid": 3}
 
@@ -33,9 +34,9 @@ def place(seed: int = 0, **values: object) -> Place:
     return Place.from_recipe(recipe, [" ".join(r) for r in REPORTS]).eval()
 
 
-def batch_of(method: Place) -> dict:
+def batch_of(method: Place, reports: tuple = REPORTS) -> dict:
     rng = np.random.default_rng(0)
-    views = [StudyView((rng.integers(0, 255, (64, 64), dtype=np.uint8),), Report({}, r)) for r in REPORTS]
+    views = [StudyView((rng.integers(0, 255, (64, 64), dtype=np.uint8),), Report({}, r)) for r in reports]
     return method.collate([method.view(view, rng) for view in views])
 
 
@@ -57,7 +58,7 @@ def contexts(queries: torch.Tensor, keys: torch.Tensor) -> list[torch.Tensor]:
 
 def test_the_objective_by_loops():
     method = place()
-    batch = batch_of(method)
+    batch = batch_of(method, PAIRS)
     found = method(batch)
     m = copy.deepcopy(method).double()
     images = m.normalise(batch["image"]).double()
@@ -115,6 +116,15 @@ def test_alignment_is_invariant_and_ignores_padding():
     torch.testing.assert_close(set_alignment(visual, padded, mask, 0.1, 0.1), value)
 
 
+def test_one_query_and_one_sentence_are_a_second_global_loss():
+    """Then there is nothing to attend to, nor another sentence to mistake one for."""
+    torch.manual_seed(0)
+    visual, textual = (F.normalize(torch.randn(5, 1, 8), dim=2) for _ in range(2))
+    value = set_alignment(visual, textual, torch.ones(5, 1, dtype=torch.bool), 0.1, 0.1)
+    s = torch.stack([torch.stack([cosine(v[0], t[0]) / 0.1 for t in textual]) for v in visual])
+    assert value.item() == pytest.approx((cross_entropy(s) + cross_entropy(s.T)).item() / 4, rel=1e-5)
+
+
 def test_the_correlation_target():
     images = torch.rand(2, 1, 64, 64)
     rho = patch_correlation(images, 4)
@@ -124,6 +134,8 @@ def test_the_correlation_target():
     np.testing.assert_allclose(rho[0].numpy(), expected, atol=1e-4)
     torch.testing.assert_close(patch_correlation(3 * images + 1, 4), rho, atol=1e-4, rtol=0)
     assert correlation_loss(rho, rho).tolist() == [0, 0]
+    wide = images.repeat_interleave(3, dim=2).repeat_interleave(3, dim=3)  # cells of 48 pixels are averaged to 16
+    torch.testing.assert_close(patch_correlation(wide, 4), rho, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("condition", "reaches"), [("report", True), ("none", False)])

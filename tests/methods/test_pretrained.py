@@ -194,6 +194,11 @@ def test_a_dual_encoder_of_transformers(tmp_path):
         expected = model(pixel_values=images, input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
         torch.testing.assert_close(method.encode_image(images).joint, expected.image_embeds)
         torch.testing.assert_close(method.encode_text(texts).joint, expected.text_embeds)
+        tokens = model.vision_model(pixel_values=images).last_hidden_state[:, 1:]
+        passes = []
+        method.vision.register_forward_hook(lambda *_: passes.append(1))
+        torch.testing.assert_close(method.encode_image(images).map.flatten(2).mT, tokens)
+        assert len(passes) == 1
     check_method(method)
 
 

@@ -27,6 +27,7 @@ REPORTS = (
     ("Right lower lobe consolidation.", "No pneumothorax."),
     ("Lines are in place.", "Heart size is normal.", "No pleural effusion is seen today."),
 )
+PAIRS = (*REPORTS, REPORTS[1], ("No pneumothorax.", "Normal chest.", "No pneumothorax."))  # equal pairs and sentences
 SMALL = {
     "image.name": "test_resnet", "image.size": 64, "text.layers": 1, "text.width": 16, "text.heads": 2,
     "text.vocabulary": 120, "width": 16, "pool_heads": 2,
@@ -154,7 +155,7 @@ def slow_losses(m: Prior, batch: dict, quantise: bool) -> dict[str, float]:
 @pytest.mark.parametrize("similarity", ["dot", "distance"])
 def test_every_term_equals_its_equation(progress, queries, similarity):
     method = prior(**{"decoders.queries": queries, "prototypes.similarity": similarity}).eval()
-    batch = batch_of(method)
+    batch = batch_of(method, PAIRS)
     with torch.no_grad():
         found = method(batch, progress)
         expected = slow_losses(method, batch, quantise=progress == LAST)
