@@ -29,7 +29,7 @@ _WEIGHT_KEYS = ("weights", "name", "encoder")  # of a recipe, whose value may be
 NO_SOURCE = "none"  # pretrain_source of weights that no pre-training made: the reference rows
 _PACKAGE = Path(__file__).parent
 # What initial weights depend on, and trained ones.
-_SOURCES = ("encoders", "method.py", "recipes.py", "recipe_files.py", "weights.py", "layouts.py")
+_SOURCES = ("encoders", "method.py", "recipes.py", "recipe_files.py", "weights.py", "state_files.py", "layouts.py")
 _TRAINING_SOURCES = (*_SOURCES, "engine", "data", "losses.py", "set_similarity.py")
 
 

@@ -31,8 +31,9 @@ from prior_bench.errors import UserError
 from prior_bench.layouts import LAYOUTS
 from prior_bench.recipe_files import recipe_file, released
 from prior_bench.recipes import ImageEncoderSpec
+from prior_bench.state_files import read_state
 from prior_bench.testing import sample_images, sample_texts
-from prior_bench.weights import coverage_of, fit_state, load_checkpoint, new_method, read_state
+from prior_bench.weights import coverage_of, fit_state, load_checkpoint, new_method
 
 NUMBERS = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
 

@@ -19,6 +19,7 @@ from prior_bench.encoders.text import build_tokenizer
 from prior_bench.errors import UserError
 from prior_bench.method import Method
 from prior_bench.recipe_files import recipe_file
+from prior_bench.state_files import read_state
 from prior_bench.weights import (
     META,
     WEIGHTS,
@@ -26,7 +27,6 @@ from prior_bench.weights import (
     load_checkpoint,
     load_method,
     new_method,
-    read_state,
     save_weights,
     state_digest,
     weights_digest,

@@ -40,7 +40,7 @@ def _weights() -> None:
 @verb
 def inspect(file: Annotated[Path, typer.Argument(help="A file by the authors of a method, or of ours.")]) -> None:
     """Say which layout a weights file has, what it holds, and how it is used."""
-    from prior_bench.weights import read_state
+    from prior_bench.state_files import read_state
 
     _describe(file, read_state(file))
 
@@ -63,7 +63,7 @@ def convert(
     if out.suffix != ".safetensors" or out.exists() or not out.parent.is_dir():
         raise UserError("this is not a place for the converted file", where=str(out),
                         expected="a name that ends in .safetensors, in a folder that exists, and is not taken")
-    from prior_bench.weights import read_trusted, write_state
+    from prior_bench.state_files import read_trusted, write_state
 
     state = read_trusted(file)
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
@@ -76,7 +76,7 @@ def convert(
 def _describe(file: Path, state: Mapping[str, Tensor]) -> None:
     from prior_bench import plugins, recipe_files
     from prior_bench.layouts import image_state, recognise, text_state
-    from prior_bench.weights import converting
+    from prior_bench.state_files import converting
 
     layout = recognise(state)
     numbers = sum(value.numel() for value in state.values())

@@ -33,9 +33,9 @@ Report = Callable[[str, float, str], None]  # phase, share done in 0..1, what to
 LIBRARIES = ("torch", "timm", "transformers", "open-clip-torch", "tokenizers", "numpy", "Pillow")
 _BESIDE = {"step", "epoch", "stage", "images_per_second"}  # of a log's row: no curve
 _PACKAGE = Path(__file__).parents[1]
-_SOURCES = ("encoders", "data", "losses.py", "set_similarity.py", "method.py", "recipes.py", "weights.py", "layouts.py",
-            "engine/pretrain.py", "engine/training.py", "engine/samples.py", "engine/hooks.py", "engine/processes.py",
-            "engine/runner.py", "engine/precision.py")
+_SOURCES = ("encoders", "data", "losses.py", "set_similarity.py", "method.py", "recipes.py", "weights.py",
+            "state_files.py", "layouts.py", "engine/pretrain.py", "engine/training.py", "engine/samples.py",
+            "engine/hooks.py", "engine/processes.py", "engine/runner.py", "engine/precision.py")
 
 
 def versions() -> dict[str, str]:

@@ -13,7 +13,8 @@ from prior_bench import grid, plugins, provenance, recipe_files, recipes
 from prior_bench.engine.pretrain import pretrain
 from prior_bench.leaderboard.gate.exact.measure import DATASET, RECIPE
 from prior_bench.leaderboard.gate.options import Options
-from prior_bench.weights import META, WEIGHTS, read_state, write_state
+from prior_bench.state_files import read_state, write_state
+from prior_bench.weights import META, WEIGHTS
 
 _OF_THE_RUN = ("command", "seconds", "images_per_second", "peak_memory_bytes")  # of a run, not of its weights
 

@@ -23,7 +23,8 @@ from prior_bench.leaderboard.gate.exact.golden import Golden, GoldenCell
 from prior_bench.leaderboard.gate.exact.measure import RECIPE, Measured, Quantity, arrays
 from prior_bench.leaderboard.gate.options import Options, Origin
 from prior_bench.method import Method
-from prior_bench.weights import META, WEIGHTS, load_method, read_state, write_state
+from prior_bench.state_files import read_state, write_state
+from prior_bench.weights import META, WEIGHTS, load_method
 
 METHOD = "prior"
 DEVIATION = 1e-4  # of noise in the tests of fingerprints

@@ -20,7 +20,7 @@ from prior_bench.cli import app
 from prior_bench.encoders.image import ImageEncoder
 from prior_bench.errors import UserError
 from prior_bench.recipes import ImageEncoderSpec
-from prior_bench.weights import read_state
+from prior_bench.state_files import read_state
 
 # ------------------------------------------------------------------- pickles by hand, opcode by opcode
 
@@ -160,7 +160,7 @@ def test_the_old_format_is_read_where_it_holds_tensors_alone(tmp_path):
 
 READS = """
 import sys; from pathlib import Path
-from prior_bench.errors import UserError; from prior_bench.weights import read_state
+from prior_bench.errors import UserError; from prior_bench.state_files import read_state
 for file in sys.argv[1:]:
     try:
         read_state(Path(file))
