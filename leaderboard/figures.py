@@ -67,9 +67,8 @@ def _drawn(known: Known, folder: Path) -> Iterator[tuple[str, Figure]]:
     for overview in overviews(known.tables):
         yield element_id("ranks", overview.profile, overview.track), _ranks(overview, looks)
     for chart in charts(known, folder):
-        h = chart.heading
-        parts = () if h is None else (h.dataset, h.task, h.target, h.mode, h.profile, str(h.version))
-        yield element_id(chart.group, *parts, chart.track), _chart(chart, looks)
+        words = () if chart.heading is None else chart.heading.words
+        yield element_id(chart.group, *words, chart.track), _chart(chart, looks)
 
 
 def _ranks(overview: Overview, looks: Mapping[str, Style]) -> Figure:

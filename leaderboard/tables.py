@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,11 @@ class Heading:
     def of(cls, result: Result) -> Heading:
         c = result.cell
         return cls(c.dataset, c.task, c.target, c.mode, c.profile, c.protocol_version)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All of it, for names of elements and files."""
+        return tuple(map(str, astuple(self)))
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from prior_bench import plugins, provenance, recipe_files
 from prior_bench.errors import UserError, unknown_name
 from prior_bench.leaderboard.gate.options import Options
 from prior_bench.leaderboard.gate.report import Finding
-from prior_bench.results import parse_json, write_text
+from prior_bench.results import check_writable, parse_json, write_text
 
 if TYPE_CHECKING:
     from prior_bench.engine.precision import Precision
@@ -128,6 +128,7 @@ class Gate:
         if options.baseline is None and provenance.git_commit() is None:
             raise UserError("the packaged baseline of an installed program stays as it is", where="--update",
                             fix="give --baseline FOLDER, or run in a working tree of prior-bench")
+        check_writable(self.folder(options), 1 << 24, "--baseline")
         return self.folder(options)
 
     def chosen(self, options: Options, known: Sequence[str]) -> Sequence[str]:

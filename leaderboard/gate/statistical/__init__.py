@@ -61,7 +61,7 @@ def update(options: Options, reason: str) -> Report:
     start = perf_counter()
     seeds = options.seeds or tuple(range(SEEDS))
     if len(seeds) < LEAST:
-        raise UserError(f"{len(seeds)} seeds are too few for a baseline: it needs the deviation between them",
+        raise UserError(f"a baseline needs the deviation between seeds, for which {len(seeds)} are too few",
                         where="--seed", expected=f"{LEAST} seeds or more", fix="leave it out, or give more")
     folder = GATE.folder_to_write(options)
     old: list[Baseline] = []

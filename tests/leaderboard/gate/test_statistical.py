@@ -218,8 +218,15 @@ def test_an_update_compares_its_seeds_with_the_old_ones(tmp_path: Path, monkeypa
 
 
 @pytest.mark.usefixtures("no_training")
+def test_a_baseline_that_cannot_be_written_is_found_before(options: Options, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        statistical.update(replace(options, tasks=(), baseline=tmp_path / "file"), "any")
+
+
+@pytest.mark.usefixtures("no_training")
 def test_four_seeds_are_no_baseline(options: Options, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="4 seeds are too few") as caught:
+    with pytest.raises(UserError, match="4 are too few") as caught:
         statistical.update(replace(options, tasks=(), baseline=tmp_path, seeds=(0, 1, 2, 3)), "in a hurry")
     assert caught.value.expected == "5 seeds or more"
 
@@ -230,7 +237,7 @@ def test_what_fails_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(suite, "run", lambda *args: {"m/cost": SuiteCell({}, problem="ZeroDivisionError", broken=True)})
     with pytest.raises(UserError, match="cannot become a baseline"):
         statistical.update(options, "no reason")
-    assert not options.baseline.exists()
+    assert baseline.kinds(options.baseline, "m") == []
 
 
 # -------------------------------------------------------------------------------- the packaged baseline
