@@ -175,8 +175,7 @@ def _curve(chart: Chart, line: Line | None, row: Row, n: int, looks: _Looks) -> 
 def _bars(chart: Chart, line: Line | None, row: Row, looks: _Looks) -> Trace:
     look, name = looks.of(row), looks.names[row]
     trace: Trace = {"type": "bar", "name": _text(name), "legendgroup": _text(row.label), "meta": _meta(row),
-                    "base": chart.base,
-                    "opacity": looks.shades[row],
+                    "base": chart.base, "opacity": looks.shades[row],
                     "marker": {"color": look.colour, "pattern": {
                         "shape": look.hatch, "size": 6, "solidity": 0.3, "fillmode": "replace",
                         "bgcolor": look.colour, "fgcolor": "rgba(255,255,255,0.7)"}},
@@ -232,8 +231,8 @@ def _get(trace: Mapping[str, Any], key: str) -> Any:
 
 
 TITLES = {"data efficiency": "Data efficiency", "labels": "Each label", "roc": "ROC curves",
-           "precision-recall": "Precision-recall curves", "reliability": "Reliability",
-           "training": "Training of the head", "pre-training": "Pre-training"}
+          "precision-recall": "Precision-recall curves", "reliability": "Reliability",
+          "training": "Training of the head", "pre-training": "Pre-training"}
 _CAPTIONS = {
     "data efficiency": "Mean over seeds, and its 95 % interval (bootstrap over patients) as a band.",
     "labels": "Mean over seeds with its 95 % interval. Bars begin at {base:g}.",

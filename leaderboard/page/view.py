@@ -17,7 +17,7 @@ from prior_bench.leaderboard.page.examples import Example
 from prior_bench.leaderboard.page.plots import Plot
 from prior_bench.leaderboard.ranking import Comparison, Overview, compared, overviews, ranks
 from prior_bench.leaderboard.records import rounded
-from prior_bench.leaderboard.tables import Heading, Known, Row, Summary, Table
+from prior_bench.leaderboard.tables import Heading, Known, Row, Summary, Table, by_size
 
 NO_FRACTION = "none"  # the filter's word for tasks that train nothing
 
@@ -329,7 +329,7 @@ def _choices(tables: Iterable[Table]) -> dict[str, dict[str, str]]:
     """What can be chosen of each filter, in the order of the page."""
     some = list(tables)
     rows = sorted({row for table in some for row in table.entries})
-    fractions = sorted({f for table in some for f in table.fractions}, key=lambda f: -1.0 if f is None else f)
+    fractions = sorted({f for table in some for f in table.fractions}, key=by_size)
 
     def texts(found: Iterable[str]) -> dict[str, str]:
         return {text: text for text in sorted(set(found))}
