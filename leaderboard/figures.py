@@ -28,10 +28,10 @@ COLUMN, PAGE = 3.4, 7.0  # inches
 DPI = 300
 PANELS = 4  # in a row, of a page's width
 SETTINGS: Any = {"svg.hashsalt": "prior-bench", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 7,
-            "axes.titlesize": 7, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,
-            "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 4, "axes.grid": True, "grid.alpha": 0.3,
-            "grid.linewidth": 0.5, "text.parse_math": False,
-            "hatch.linewidth": 0.5, "axes.spines.top": False, "axes.spines.right": False}
+                 "axes.titlesize": 7, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7,
+                 "ytick.labelsize": 7, "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 4,
+                 "axes.grid": True, "grid.alpha": 0.3, "grid.linewidth": 0.5, "text.parse_math": False,
+                 "hatch.linewidth": 0.5, "axes.spines.top": False, "axes.spines.right": False}
 _DASHES = {"solid": "-", "dash": (0, (4, 2)), "dot": (0, (1, 1)), "dashdot": (0, (5, 1.5, 1, 1.5)),
            "9px,3px,2px,3px,2px,3px": (0, (5, 1.5, 1, 1.5, 1, 1.5))}
 _MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "x": "X", "cross": "P",
@@ -67,9 +67,8 @@ def _drawn(known: Known, folder: Path) -> Iterator[tuple[str, Figure]]:
     for overview in overviews(known.tables):
         yield element_id("ranks", overview.profile, overview.track), _ranks(overview, looks)
     for chart in charts(known, folder):
-        h = chart.heading
-        parts = () if h is None else (h.dataset, h.task, h.target, h.mode, h.profile, str(h.version))
-        yield element_id(chart.group, *parts, chart.track), _chart(chart, looks)
+        words = () if chart.heading is None else chart.heading.words
+        yield element_id(chart.group, *words, chart.track), _chart(chart, looks)
 
 
 def _ranks(overview: Overview, looks: Mapping[str, Style]) -> Figure:

@@ -22,7 +22,7 @@ import prior_bench
 from prior_bench import plugins
 from prior_bench.digests import digest_json, digest_sources
 from prior_bench.errors import UserError
-from prior_bench.results import check_predictions, read_predictions
+from prior_bench.results import check_predictions, not_writable, read_predictions
 from prior_bench.statistics import group_draws
 from prior_bench.task import Task
 from prior_bench.types import Metric, Result
@@ -133,12 +133,15 @@ def _rebuild(folder: Path, result: Result, draws: Mapping[str, np.ndarray], draw
 
 
 def _remember(file: Path, metrics: Iterable[Metric], replicates: Mapping[str, np.ndarray]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     arrays: dict[str, Any] = {f"r:{name}": values for name, values in replicates.items()}
-    with open(temporary, "wb") as handle:
-        np.savez_compressed(handle, metrics=np.array(json.dumps([asdict(m) for m in metrics])), **arrays)
-    os.replace(temporary, file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as handle:
+            np.savez_compressed(handle, metrics=np.array(json.dumps([asdict(m) for m in metrics])), **arrays)
+        os.replace(temporary, file)
+    except OSError as error:
+        raise not_writable(file.parent, error, "--cache") from error
 
 
 def _metric(values: dict[str, Any]) -> Metric:

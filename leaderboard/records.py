@@ -14,7 +14,7 @@ from typing import Any
 
 from prior_bench.leaderboard.published import Published
 from prior_bench.leaderboard.ranking import Comparison, Overview, compared, overviews, ranks
-from prior_bench.leaderboard.tables import Entry, Known, Row, Table
+from prior_bench.leaderboard.tables import Entry, Known, Row, Table, by_size
 
 SCHEMA = 1
 COLUMNS = ("dataset", "task", "target", "mode", "profile", "protocol_version", "fraction", "method", "recipe",
@@ -63,7 +63,7 @@ def _row(row: Row) -> dict[str, Any]:
 def _records(table: Table, comparisons: Sequence[Comparison]) -> Iterator[dict[str, Any]]:
     main, given = table.main, ranks(comparisons)
     for row in sorted(table.entries):
-        for fraction in sorted(table.entries[row], key=lambda f: -1.0 if f is None else f):
+        for fraction in sorted(table.entries[row], key=by_size):
             first = dict.fromkeys(COLUMNS[len(_heading(table)):]) | {
                 "fraction": fraction, **_row(row), "reference": int(row.reference), "note": row.note}
             for record in metric_records(table.entries[row][fraction]):

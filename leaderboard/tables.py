@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,11 @@ class Heading:
         c = result.cell
         return cls(c.dataset, c.task, c.target, c.mode, c.profile, c.protocol_version)
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All of it, for names of elements and files."""
+        return tuple(map(str, astuple(self)))
+
 
 @dataclass(slots=True)
 class Entry:
@@ -112,6 +117,11 @@ class Summary:
                    None if replicates is None else interval(replicates), replicates)
 
 
+def by_size(fraction: float | None) -> float:
+    """The order of fractions: first that of a task that trains nothing."""
+    return -1.0 if fraction is None else fraction
+
+
 def _averaged(values: np.ndarray, seeds: Sequence[int]) -> dict[int, np.ndarray]:
     """Mean of the values (runs, ...) with each seed."""
     return {seed: values[np.array(seeds) == seed].mean(axis=0) for seed in sorted(set(seeds))}
@@ -130,7 +140,7 @@ class Table:
 
     @property
     def fractions(self) -> list[float | None]:
-        return sorted({f for row in self.entries.values() for f in row}, key=lambda f: -1.0 if f is None else f)
+        return sorted({f for row in self.entries.values() for f in row}, key=by_size)
 
     @property
     def main(self) -> Metric | None:

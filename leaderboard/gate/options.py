@@ -1,10 +1,9 @@
-"""What both gates are asked, and what both write at the head of a baseline."""
+"""What both gates are asked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,23 +27,3 @@ class Options:
     def kind(self) -> str:
         """Device kind and precision, which two runs must share to be compared: "cpu-fp32"."""
         return "-".join(self.precision.key())
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Why and from what a baseline was made."""
-
-    reason: str
-    date: str
-    commit: str
-    device: str
-    precision: str
-    versions: dict[str, str]
-
-    @classmethod
-    def now(cls, reason: str, precision: Precision) -> Origin:
-        from prior_bench.execution import device_name
-        from prior_bench.provenance import git_commit, package_versions
-
-        return cls(reason, datetime.now(UTC).date().isoformat(), git_commit() or "unknown", device_name(precision),
-                   precision.name, package_versions())

@@ -27,7 +27,7 @@ from prior_bench.leaderboard import sheets
 from prior_bench.leaderboard.page import examples, plots, provenance, view
 from prior_bench.leaderboard.published import Published
 from prior_bench.leaderboard.styles import Style, styles
-from prior_bench.leaderboard.tables import Known
+from prior_bench.leaderboard.tables import Known, by_size
 from prior_bench.results import write_text
 
 INDEX = "index.html"
@@ -129,7 +129,7 @@ def _published(printed: Sequence[Published]) -> list[dict[str, Any]]:
     found = []
     for (task, dataset, metric), group in groupby(sorted(range(len(printed)), key=where), where):
         numbers = list(group)
-        fractions = sorted({printed[i].fraction for i in numbers}, key=lambda f: -1.0 if f is None else f)
+        fractions = sorted({printed[i].fraction for i in numbers}, key=by_size)
         blocks: dict[tuple[str, str], dict[tuple[str, str], dict[float | None, int]]] = {}
         for i in numbers:
             n = printed[i]

@@ -24,7 +24,7 @@ from prior_bench.grid import Request, open_dataset
 from prior_bench.leaderboard.page.plots import element_id
 from prior_bench.leaderboard.series import ordered, size
 from prior_bench.leaderboard.styles import names
-from prior_bench.leaderboard.tables import Known, Row, Table
+from prior_bench.leaderboard.tables import Heading, Known, Row, Table
 from prior_bench.metrics.boxes import IOUS, ImageBoxes, match
 from prior_bench.metrics.overlap import decode_mask
 from prior_bench.metrics.retrieval import Reranked, nearest, ranks
@@ -65,12 +65,7 @@ class Example:
     caption: str
     alt: str
     image: str
-    dataset: str
-    task: str
-    target: str
-    mode: str
-    profile: str
-    version: int
+    heading: Heading
     track: str
     report: str = ""
     answers: tuple[Answer, ...] = ()
@@ -279,8 +274,7 @@ def _written(table: Table, track: str, answers: _Answers, dataset: Dataset, asse
     for id, why in answers.chosen():
         source = dataset.read_image(dataset.records[id]).convert("L")
         own = {row: found[id] for row, found in answers.images.items()}
-        key = element_id("example", h.dataset, h.task, h.target, h.mode, h.profile, str(h.version), track,
-                         why)
+        key = element_id("example", *h.words, track, why)
         picture, said = _DRAWN[answers.kind](source, own, called)
         assets.mkdir(parents=True, exist_ok=True)
         _save(picture, assets / f"{key}.png")
@@ -290,8 +284,7 @@ def _written(table: Table, track: str, answers: _Answers, dataset: Dataset, asse
             about |= _reports(dataset, id, own, called)
         where = f"{h.target}, track {track}: {_WHY[why]}"
         yield Example(id=key, group=answers.kind, title=f"{answers.kind.capitalize()} on {h.dataset} / {where}",
-                      dataset=h.dataset, task=h.task, target=h.target, mode=h.mode, profile=h.profile,
-                      version=h.version, track=track, **about)
+                      heading=h, track=track, **about)
 
 
 _WHY = {"first": "the first by id", "median": "the median case", "best": "the best case"}

@@ -10,7 +10,7 @@ import html
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ Trace = dict[str, Any]
 GRID, GUIDE = "rgba(128,128,128,0.25)", "rgba(128,128,128,0.9)"
 HEIGHT = 440
 BAND = 0.12  # opacity of an interval's band
+NO_TABLE = Heading("", "", "", "", "", 0)
 _EMPTY: dict[str, Any] = {"x": [], "y": [], "text": [], "showlegend": False}
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """One figure with what is said about it. `task` and `target` are empty where it is about several."""
+    """One figure with what is said about it. `heading` has empty fields where it is about several tables."""
 
     id: str
     group: str
@@ -38,12 +39,7 @@ class Plot:
     caption: str
     alt: str
     figure: dict[str, Any]
-    dataset: str
-    task: str
-    target: str
-    mode: str
-    profile: str
-    version: int
+    heading: Heading
     track: str
 
 
@@ -90,23 +86,20 @@ def _ranks(overview: Overview, looks: Mapping[str, Style]) -> Plot:
     return Plot(element_id("ranks", overview.profile, overview.track), "ranks", f"Mean ranks, track {overview.track}",
                 caption,
                 f"Mean ranks in track {overview.track}: {standing}. Not told apart: {ties}.",
-                {"data": traces, "layout": layout}, "", "", "", "", overview.profile, 0, overview.track)
+                {"data": traces, "layout": layout}, replace(NO_TABLE, profile=overview.profile), overview.track)
 
 
 # ----------------------------------------------------------------------------------------------- charts
 
 
 def _plot(chart: Chart, looks: Mapping[str, Style]) -> Plot:
-    h, track = chart.heading, chart.track
     about = _Looks(looks, names(chart.rows), shades(chart.rows))
     place = _place(chart)
     group = "training" if chart.group == "pre-training" else chart.group
-    dataset = h.dataset if h is not None else ", ".join(sorted({row.source for row in chart.rows}))
-    h = h or Heading(dataset, "", "", "", "", 0)
-    key = (chart.group, h.dataset, h.task, h.target, h.mode, h.profile, str(h.version), track)
-    return Plot(element_id(*key), group, f"{TITLES[chart.group]}: {place}",
+    h = chart.heading or replace(NO_TABLE, dataset=", ".join(sorted({row.source for row in chart.rows})))
+    return Plot(element_id(chart.group, *h.words, chart.track), group, f"{TITLES[chart.group]}: {place}",
                 _CAPTIONS[chart.group].format(base=chart.base), _alt(chart, place, about.names), _figure(chart, about),
-                dataset, h.task, h.target, h.mode, h.profile, h.version, track)
+                h, chart.track)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +175,7 @@ def _curve(chart: Chart, line: Line | None, row: Row, n: int, looks: _Looks) -> 
 def _bars(chart: Chart, line: Line | None, row: Row, looks: _Looks) -> Trace:
     look, name = looks.of(row), looks.names[row]
     trace: Trace = {"type": "bar", "name": _text(name), "legendgroup": _text(row.label), "meta": _meta(row),
-                    "base": chart.base,
-                    "opacity": looks.shades[row],
+                    "base": chart.base, "opacity": looks.shades[row],
                     "marker": {"color": look.colour, "pattern": {
                         "shape": look.hatch, "size": 6, "solidity": 0.3, "fillmode": "replace",
                         "bgcolor": look.colour, "fgcolor": "rgba(255,255,255,0.7)"}},
@@ -239,8 +231,8 @@ def _get(trace: Mapping[str, Any], key: str) -> Any:
 
 
 TITLES = {"data efficiency": "Data efficiency", "labels": "Each label", "roc": "ROC curves",
-           "precision-recall": "Precision-recall curves", "reliability": "Reliability",
-           "training": "Training of the head", "pre-training": "Pre-training"}
+          "precision-recall": "Precision-recall curves", "reliability": "Reliability",
+          "training": "Training of the head", "pre-training": "Pre-training"}
 _CAPTIONS = {
     "data efficiency": "Mean over seeds, and its 95 % interval (bootstrap over patients) as a band.",
     "labels": "Mean over seeds with its 95 % interval. Bars begin at {base:g}.",

@@ -17,7 +17,7 @@ from prior_bench.leaderboard.page.examples import Example
 from prior_bench.leaderboard.page.plots import Plot
 from prior_bench.leaderboard.ranking import Comparison, Overview, compared, overviews, ranks
 from prior_bench.leaderboard.records import rounded
-from prior_bench.leaderboard.tables import Heading, Known, Row, Summary, Table
+from prior_bench.leaderboard.tables import Heading, Known, Row, Summary, Table, by_size
 
 NO_FRACTION = "none"  # the filter's word for tasks that train nothing
 
@@ -142,26 +142,22 @@ def page(known: Known, plots: Sequence[Plot], examples: Sequence[Example] = ()) 
     summaries = [OverviewSection(names.new(f"overview-{one.track}-{one.profile}"), one, sheets.overview_caption(one),
                                  sheets.marks(s.row for s in one.standings),
                                  [plot for plot in plots if plot.group == "ranks"
-                                  and (plot.profile, plot.track) == (one.profile, one.track)])
+                                  and (plot.heading.profile, plot.track) == (one.profile, one.track)])
                  for one in overviews(known.tables)]
     sections = [_section(table, names) for table in known.tables]
     for section in sections:
         for plot in plots:
-            if _belongs(plot, section.heading):
+            if plot.heading == section.heading:
                 section.plots.setdefault(plot.group, []).append(plot)
-        section.examples = [one for one in examples if _belongs(one, section.heading)]
+        section.examples = [one for one in examples if one.heading == section.heading]
     versions: dict[str, set[int]] = {}
     for table in known.tables:
         versions.setdefault(table.heading.task, set()).add(table.heading.version)
     cells = sum(len(e.rebuilt) + len(e.not_applicable) for t in known.tables for row in t.entries.values()
                 for e in row.values())
-    training = [plot for plot in plots if plot.group != "ranks" and not plot.task]
+    training = [plot for plot in plots if plot.group != "ranks" and not plot.heading.task]
     return Page(summaries, sections, training, _choices(known.tables),
                 {task: sorted(found) for task, found in sorted(versions.items())}, cells)
-
-
-def _belongs(item: Plot | Example, heading: Heading) -> bool:
-    return heading == Heading(item.dataset, item.task, item.target, item.mode, item.profile, item.version)
 
 
 def title(heading: Heading) -> str:
@@ -333,7 +329,7 @@ def _choices(tables: Iterable[Table]) -> dict[str, dict[str, str]]:
     """What can be chosen of each filter, in the order of the page."""
     some = list(tables)
     rows = sorted({row for table in some for row in table.entries})
-    fractions = sorted({f for table in some for f in table.fractions}, key=lambda f: -1.0 if f is None else f)
+    fractions = sorted({f for table in some for f in table.fractions}, key=by_size)
 
     def texts(found: Iterable[str]) -> dict[str, str]:
         return {text: text for text in sorted(set(found))}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prior_bench.leaderboard.sheets import Line, Sheet, Shown
+from prior_bench.leaderboard.tables import by_size
 
 WARNING = ("As printed by the papers (times 100), NOT measured here: the protocols differ from this project's and from "
            "one another (splits, images, heads), so the numbers cannot be compared across them and are not ranked.")
@@ -54,7 +55,7 @@ def sheets(numbers: list[Published]) -> Iterator[Sheet]:
 
     for (task, dataset, metric), found in groupby(sorted(numbers, key=where), where):
         some = list(found)
-        fractions = sorted({n.fraction for n in some}, key=lambda f: -1.0 if f is None else f)
+        fractions = sorted({n.fraction for n in some}, key=by_size)
         header = ["method", *("printed" if f is None else f"{f:.0%}" for f in fractions)]
         sheet = Sheet(f"Published numbers: {task} on {dataset}, {metric} (other protocols)", WARNING, header)
         for title in dict.fromkeys((n.protocol, n.source) for n in some):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prior_bench.cli.common import CacheOption, PluginOption, add_plugins, cache_folder, comma, numbers, verb
+from prior_bench.cli.common import CacheOption, PluginOption, add_plugins, cache_folder, comma, seeds, verb
 from prior_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,14 +52,14 @@ def check(
                         where="--update" if update else "--reason", fix='give both: --update --reason "..."')
     if seed is not None and gate is Gate.EXACT:
         raise UserError("the exact gate trains nothing that a seed belongs to", where="--seed", fix="leave it out")
-    seeds = tuple(numbers(seed, "--seed", int, "whole numbers, as in 10,11")) if seed else ()
+    wanted = tuple(seeds(seed, "--seed")) if seed else ()
     add_plugins(plugin)
     from prior_bench.engine.precision import choose
     from prior_bench.leaderboard.gate.options import Options
     from prior_bench.leaderboard.gate.report import as_json, as_junit, as_text
 
     module = import_module(f"prior_bench.leaderboard.gate.{gate.value}")
-    options = Options(choose(device, precision), cache_folder(cache), tuple(comma(method)), tuple(comma(task)), seeds,
+    options = Options(choose(device, precision), cache_folder(cache), tuple(comma(method)), tuple(comma(task)), wanted,
                       baseline, lambda line: typer.echo(line, err=True))
     report: Report = module.update(options, reason) if update else module.check(options)
     if update:

@@ -58,6 +58,14 @@ def numbers(text: str, option: str, convert: Callable[[str], Any], expected: str
         raise UserError(f"not a list of numbers: {text!r}", where=option, expected=expected) from error
 
 
+def seeds(text: str, option: str) -> list[int]:
+    """A list by comma of seeds; numpy and torch take none below zero."""
+    found: list[int] = numbers(text, option, int, "whole numbers, as in 0,1")
+    if bad := [seed for seed in found if seed < 0]:
+        raise UserError(f"not a seed: {bad[0]}", where=option, expected="0 or more", fix="give another seed")
+    return list(dict.fromkeys(found))
+
+
 def cache_folder(given: Path | None) -> Path:
     if given is not None:
         return given

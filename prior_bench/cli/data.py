@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prior_bench.cli.common import CacheOption, DataRootOption, PluginOption, add_plugins, cache_folder, verb
+from prior_bench.errors import UserError
 
 if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look at a dataset, and check its files.")
 
 
@@ -21,19 +23,22 @@ def show(
     dataset: Annotated[str, typer.Argument(help="A dataset, as in `prior-bench list datasets`.")],
     output: Annotated[Path | None, typer.Option(
         help="The picture to write. [default: DATASET.png]", show_default=False)] = None,
-    studies: Annotated[int, typer.Option(help="How many studies.", min=1)] = 12,
-    seed: Annotated[int, typer.Option(help="Which ones.")] = 0,
+    studies: Annotated[int, typer.Option(help="How many studies.", min=1, max=1000)] = 12,
+    seed: Annotated[int, typer.Option(help="Which ones.", min=0)] = 0,
     cache: CacheOption = None,
     data_root: DataRootOption = None,
     plugin: PluginOption = None,
 ) -> None:
     """Write a contact sheet: images with masks, boxes and report text."""
     add_plugins(plugin)
+    path = output or Path(f"{dataset}.png")
+    if path.suffix.lower() not in PICTURES or path.is_dir():
+        raise UserError("this is no name of a picture", where=str(path),
+                        expected=f"a file that ends in {', '.join(PICTURES)}", fix="leave it out, or give such a name")
     opened = _open(dataset, cache, data_root)
     from prior_bench.data.contact_sheet import contact_sheet
     from prior_bench.results import check_writable
 
-    path = output or Path(f"{dataset}.png")
     check_writable(path.parent, 1 << 24, "--output")
     contact_sheet(opened, studies, seed).save(path)
     typer.echo(f"wrote {path}")

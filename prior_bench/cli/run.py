@@ -17,6 +17,7 @@ from prior_bench.cli.common import (
     cache_folder,
     comma,
     numbers,
+    seeds,
     verb,
 )
 from prior_bench.errors import UserError
@@ -68,11 +69,11 @@ def run(
     from prior_bench import grid
 
     add_plugins(plugin)
-    subset_seeds = numbers(subset_seed, "--subset-seed", int, "whole numbers, as in 0,1") if subset_seed else None
+    subset_seeds = seeds(subset_seed, "--subset-seed") if subset_seed else None
     planned = grid.plan(grid.Request(
         methods=comma(method), tasks=comma(task), datasets=comma(dataset), targets=comma(target),
         pretrain_on=pretrain_on, fractions=numbers(fraction, "--fraction", float, "0.01, 0.1 or 1"),
-        seeds=numbers(seed, "--seed", int, "whole numbers, as in 0,1"), subset_seeds=subset_seeds, modes=comma(mode),
+        seeds=seeds(seed, "--seed"), subset_seeds=subset_seeds, modes=comma(mode),
         profile=profile, recipe=recipe, overrides=overrides(set_ or []), weights=weights,
         allow_partial_weights=allow_partial_weights, device=device, precision=precision, output=output,
         cache=cache_folder(cache), data_root=data_root, max_bad_images=max_bad_images))

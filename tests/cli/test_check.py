@@ -112,7 +112,7 @@ def test_damaged_golden_values(call, baseline):
     file = baseline / "convirt" / "cpu-fp32.json"
     file.write_text(file.read_text()[:1000])
     text = call(*FEW, "--baseline", baseline, code=2)
-    assert "error: the golden values are damaged" in text
+    assert "error: the baseline is damaged" in text
     assert "fix: restore the file" in text
 
 

@@ -41,3 +41,12 @@ def test_unknown_dataset(tmp_path, capsys):
         data.show("toy-dat", cache=tmp_path)
     assert exit_.value.exit_code == 2
     assert "did you mean 'toy-data'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["sheet.foo", "sheet", "folder.png"])
+def test_no_name_of_a_picture(tmp_path, capsys, name):
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(typer.Exit) as exit_:
+        data.show("toy-data", output=tmp_path / name, cache=tmp_path)
+    assert exit_.value.exit_code == 2
+    assert "a file that ends in .png" in capsys.readouterr().err

@@ -37,6 +37,7 @@ def start(tmp_path, *arguments):
     (["run", "--method", "pirot"], 2, "did you mean 'prior'"),
     (["run", "--method", "prior", "--fraction", "0.2"], 2, "did you mean 0.1"),
     (["run", "--method", "prior", "--fraction", "ten"], 2, "not a list of numbers"),
+    (["run", "--method", "prior", "--seed=0,-1"], 2, "not a seed: -1"),
     (["run", "--method", "prior", "--dataset", "nih"], 2, "--data-root"),
     (["run", "--method", "prior", "--set", "epochs"], 2, "KEY=VALUE"),
     (["run", "--method", "prior", "--plugin", "none.py"], 2, "does not exist"),

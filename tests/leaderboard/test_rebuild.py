@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from prior_bench.errors import UserError
 from prior_bench.leaderboard.rebuild import problems, rebuild
 from prior_bench.results import predictions_path, read_results
 
@@ -39,3 +41,11 @@ def test_one_cell_alone_has_the_draws_of_all(committed, tmp_path):
     assert alone.result is found[1]
     for name, values in whole[1].replicates.items():
         np.testing.assert_array_equal(alone.replicates[name], values)
+
+
+def test_a_memo_that_cannot_be_written(committed, tmp_path):
+    folder = committed("prior" + PATTERN)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write") as caught:
+        rebuild(folder, list(read_results(folder)), tmp_path / "file" / "memo")
+    assert "--cache" in caught.value.fix

@@ -9,28 +9,14 @@ import json
 import shutil
 from pathlib import Path
 
-from prior_bench import grid, plugins, provenance, recipe_files, recipes
+from prior_bench import grid, plugins, recipe_files, recipes
 from prior_bench.engine.pretrain import pretrain
-from prior_bench.leaderboard.gate.exact.measure import DATASET, RECIPE
+from prior_bench.leaderboard.gate.baseline import DATASET, RECIPE
 from prior_bench.leaderboard.gate.options import Options
 from prior_bench.state_files import read_state, write_state
 from prior_bench.weights import META, WEIGHTS
 
 _OF_THE_RUN = ("command", "seconds", "images_per_second", "peak_memory_bytes")  # of a run, not of its weights
-
-
-def trainable() -> list[str]:
-    """Methods that have the recipe and pre-train with it."""
-    def trains(method: str) -> bool:
-        file = recipe_files.recipe_file(method)
-        return RECIPE in recipe_files.read(file) and recipe_files.resolve(file, RECIPE).get("training") is not None
-
-    return [name for name in plugins.names("methods") if trains(name)]
-
-
-def in_working_tree() -> bool:
-    """Whether this file lies in a working tree of git, and not in an installed package."""
-    return provenance.git_commit() is not None
 
 
 def ensure(method: str, folder: Path, options: Options) -> None:

@@ -21,6 +21,7 @@ from prior_bench.engine.samples import Samples, training_studies
 from prior_bench.errors import UserError
 from prior_bench.execution import execute
 from prior_bench.grid import Grid, Opened, Request, plan
+from prior_bench.leaderboard.gate.baseline import DATASET, RECIPE, TARGETS
 from prior_bench.leaderboard.gate.exact.fingerprint import Fingerprint, fingerprint
 from prior_bench.leaderboard.gate.failures import Failures
 from prior_bench.leaderboard.gate.options import Options
@@ -32,9 +33,6 @@ from prior_bench.weights import load_method, weights_digest
 if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
 
-DATASET, RECIPE = "phantom-ci", "ci"
-# Lungs stand for the masks: they are the ones that a head finds within so few steps.
-TARGETS = ("findings", "phantom-5x40", "reports", "lungs", "lesions")
 HEAD_STEPS = 40  # of training a head: enough to find lungs, too few for rounding to grow into other answers
 STUDIES = 8  # that the method's own outputs are taken of
 MOMENTS = (0.0, 0.99)  # shares of the training at which loss terms are taken: its first stage and its last

@@ -7,43 +7,44 @@ and memory of a training step, as ratios to its bare encoders, may grow by a sta
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-from prior_bench.errors import UserError, unknown_name
-from prior_bench.leaderboard.gate.options import Options, Origin
+from prior_bench.errors import UserError
+from prior_bench.leaderboard.gate import baseline as files
+from prior_bench.leaderboard.gate.baseline import Origin
+from prior_bench.leaderboard.gate.options import Options
 from prior_bench.leaderboard.gate.report import Finding, Report, Status
-from prior_bench.leaderboard.gate.statistical import seeds as files
 from prior_bench.leaderboard.gate.statistical import suite
 from prior_bench.leaderboard.gate.statistical.judgement import LEVEL, POWER, Change
-from prior_bench.leaderboard.gate.statistical.seeds import Baseline, Series, SuiteCell
-from prior_bench.provenance import git_commit
+from prior_bench.leaderboard.gate.statistical.seeds import (
+    LEAST,
+    PACKAGED,
+    Baseline,
+    Series,
+    SuiteCell,
+    content,
+    methods,
+)
 from prior_bench.statistics import holm
 
-GATE = "statistical"
+GATE = files.Gate("statistical", PACKAGED, "`prior-bench check --gate statistical --update --reason ...`")
 SEEDS = 10  # of a baseline
 NEW_SEEDS = 1  # of a check: two and more find less
 COST_TOLERANCES = {"time": 0.3, "memory": 0.05}  # relative growth of the ratio to the bare encoders
-_UPDATE = "`prior-bench check --gate statistical --update --reason ...`"
 
 
 def check(options: Options) -> Report:
     """The numbers of this program against the baseline's seeds."""
-    start, folder = perf_counter(), _folder(options)
-    known = files.methods(folder)
-    if not known:
-        raise UserError("there is no statistical baseline", where=str(folder), fix=f"write one with {_UPDATE}")
+    start, folder = perf_counter(), GATE.folder(options)
     findings: list[Finding] = []
     stored: dict[str, Baseline] = {}
-    for method in _chosen(options.methods, known):
-        found = files.read(folder, method, options.kind)
+    for method in GATE.chosen(options, methods(folder)):
+        found = files.read(Baseline, folder, method, options.kind)
         if found is None:
-            findings.append(_incomparable(
-                method, "baseline", options.kind, ", ".join(files.kinds(folder, method)),
-                f"none for this device kind and precision: run {_UPDATE} on such a device"))
+            findings.append(GATE.no_baseline(method, options))
             continue
         others = [*_other_libraries(method, found), *_other_cells(found, suite.plan(method, 0, options), options)]
         findings += others
@@ -51,35 +52,36 @@ def check(options: Options) -> Report:
             stored[method] = found
     seeds = {method: _new_seeds(options, found) for method, found in stored.items()}
     measured = {title: cell for method in stored for title, cell in suite.run(method, seeds[method], options).items()}
-    judged, tests = judge({title: cell for one in stored.values() for title, cell in one.cells.items()}, measured)
-    return Report(GATE, (*findings, *judged), _facts(options, stored.values(), seeds.values(), tests,
-                                                     perf_counter() - start))
+    judged, tests = judge(_cells(stored.values()), measured)
+    return Report(GATE.name, (*findings, *judged), _facts(options, stored.values(), seeds.values(), tests, start))
 
 
 def update(options: Options, reason: str) -> Report:
     """Write the baseline anew; the report tests its seeds against the old ones."""
-    start, folder = perf_counter(), _folder(options)
-    if options.tasks:
-        raise UserError("the baseline of a method is written for all tasks", where="--task", fix="leave it out")
-    seeds = list(options.seeds) or list(range(SEEDS))
-    if len(seeds) < 2:
-        raise UserError("a baseline needs the deviation between seeds", where="--seed", expected="5 seeds or more")
-    if options.baseline is None and git_commit() is None:
-        raise UserError("the packaged baseline of an installed program stays as it is", where="--update",
-                        fix="give --baseline FOLDER, or run in a working tree of prior-bench")
-    old: dict[str, Baseline] = {}
+    start = perf_counter()
+    seeds = options.seeds or tuple(range(SEEDS))
+    if len(seeds) < LEAST:
+        raise UserError(f"a baseline needs the deviation between seeds, for which {len(seeds)} are too few",
+                        where="--seed", expected=f"{LEAST} seeds or more", fix="leave it out, or give more")
+    folder = GATE.folder_to_write(options)
+    old: list[Baseline] = []
     measured: dict[str, SuiteCell] = {}
     origin = Origin.now(reason, options.precision)
-    for method in _chosen(options.methods, suite.trainable()):
+    for method in GATE.chosen(options, files.trainable()):
         cells = suite.run(method, seeds, options)
         if failed := [f"{title}: {cell.problem}" for title, cell in cells.items() if cell.problem]:
             raise UserError("what fails cannot become a baseline", where="; ".join(failed), fix="mend it first")
-        if (before := _old(folder, method, options)) is not None:
-            old[method] = before
+        if (before := GATE.replaced(Baseline, method, options)) is not None:
+            old.append(before)
             measured |= cells
-        options.say(f"{method}: wrote {files.write(folder, method, options.kind, origin, seeds, cells)}")
-    findings, tests = judge({title: cell for one in old.values() for title, cell in one.cells.items()}, measured)
-    return Report(GATE, tuple(findings), _facts(options, old.values(), [seeds], tests, perf_counter() - start))
+        new = Baseline(files.SCHEMA, options.kind, origin, seeds, cells)
+        options.say(f"{method}: wrote {files.write(folder, method, options.kind, content(new))}")
+    findings, tests = judge(_cells(old), measured)
+    return Report(GATE.name, tuple(findings), _facts(options, old, [seeds], tests, start))
+
+
+def _cells(baselines: Iterable[Baseline]) -> dict[str, SuiteCell]:
+    return {title: cell for one in baselines for title, cell in one.cells.items()}
 
 
 # ------------------------------------------------------------------------------------------- judging
@@ -103,9 +105,9 @@ def judge(old: Mapping[str, SuiteCell], new: Mapping[str, SuiteCell]) -> tuple[l
     for title, cell in new.items():
         if cell.problem:
             status: Status = "regression" if cell.broken else "not comparable"
-            findings.append(Finding(GATE, title, "cell", status, "numbers", "none", reason=cell.problem))
+            findings.append(Finding(GATE.name, title, "cell", status, "numbers", "none", reason=cell.problem))
         elif title not in old:
-            findings.append(_incomparable(title, "cell", "missing", "present", f"not in the baseline; run {_UPDATE}"))
+            findings.append(GATE.additional(title, "cell"))
         else:
             findings += _other_quantities(title, old[title], cell)
             pairs += [(title, name, old[title].quantities[name], series) for name, series in cell.quantities.items()
@@ -140,7 +142,7 @@ def _finding(test: Compared, tests: int) -> Finding:
     elif test.better < LEVEL:
         reason = f"better than seeds make it: p = {test.better:.1g}"
     return Finding(
-        GATE, test.cell, test.what, "regression" if failed else "passed",
+        GATE.name, test.cell, test.what, "regression" if failed else "passed",
         f"{change.old:.4g} (deviation {change.deviation:.2g}, {change.degrees + 1} seeds)", f"{change.new:.4g}",
         f"{change.critical(level):.2g}; finds {change.detectable(level):.2g} with power {POWER:.0%}", reason,
         change.used(test.adjusted))
@@ -151,16 +153,12 @@ def _cost(title: str, name: str, old: Series, new: Series) -> Finding:
     before, now, tolerance = median(_numbers(old)), median(_numbers(new)), COST_TOLERANCES[name]
     growth = now / before - 1
     failed = growth > tolerance
-    return Finding(GATE, title, name, "regression" if failed else "passed", f"{before:.3g} times the bare encoders",
-                   f"{now:.3g}", f"{tolerance:+.0%}", f"a training step costs {growth:+.0%}" if failed else "",
-                   max(0.0, growth / tolerance))
+    return Finding(GATE.name, title, name, "regression" if failed else "passed",
+                   f"{before:.3g} times the bare encoders", f"{now:.3g}", f"{tolerance:+.0%}",
+                   f"a training step costs {growth:+.0%}" if failed else "", max(0.0, growth / tolerance))
 
 
 # ----------------------------------------------------------------------------- what cannot be compared
-
-
-def _incomparable(title: str, what: str, expected: str, found: str, reason: str) -> Finding:
-    return Finding(GATE, title, what, "not comparable", expected, found, reason=reason)
 
 
 def _other_libraries(method: str, stored: Baseline) -> Iterator[Finding]:
@@ -170,7 +168,7 @@ def _other_libraries(method: str, stored: Baseline) -> Iterator[Finding]:
     for name, now in versions().items():
         then = stored.origin.versions.get(name)
         if then is not None and then.partition(".")[0] != now.partition(".")[0]:
-            yield _incomparable(method, name, then, now, f"another major version; run {_UPDATE}")
+            yield GATE.incomparable(method, name, then, now, f"another major version; run {GATE.update}")
 
 
 def _other_cells(stored: Baseline, planned: suite.Planned, options: Options) -> Iterator[Finding]:
@@ -178,46 +176,22 @@ def _other_cells(stored: Baseline, planned: suite.Planned, options: Options) -> 
     own = {title: cell for title, cell in stored.cells.items() if not options.tasks
            or title.split("/")[1] in {*options.tasks, suite.TRAINING, suite.COST}}
     for title in sorted(set(own) - set(planned.made_from)):
-        yield _incomparable(title, "cell", "present", "missing", f"no longer made; if that is meant, run {_UPDATE}")
+        yield GATE.missing(title, "cell")
     for title, made_from in planned.made_from.items():
-        if title not in own:
-            yield _incomparable(title, "cell", "missing", "present", f"not in the baseline; run {_UPDATE}")
-            continue
-        before = own[title].made_from
-        for name in sorted(set(made_from) | set(before)):
-            if made_from.get(name) != before.get(name):
-                yield _incomparable(title, name, before.get(name, "none"), made_from.get(name, "none"),
-                                    f"other {name} than in the baseline; if that is meant, run {_UPDATE}")
+        if title in own:
+            yield from GATE.other(title, made_from, own[title].made_from)
+        else:
+            yield GATE.additional(title, "cell")
 
 
 def _other_quantities(title: str, old: SuiteCell, new: SuiteCell) -> Iterator[Finding]:
     for what in sorted(set(old.quantities) - set(new.quantities)):
-        yield _incomparable(title, what, "present", "missing", f"no longer made; if that is meant, run {_UPDATE}")
+        yield GATE.missing(title, what)
     for what in sorted(set(new.quantities) - set(old.quantities)):
-        yield _incomparable(title, what, "missing", "present", f"not in the baseline; run {_UPDATE}")
+        yield GATE.additional(title, what)
 
 
-# ------------------------------------------------------------------------------------------- options
-
-
-def _folder(options: Options) -> Path:
-    return options.baseline if options.baseline is not None else files.PACKAGED
-
-
-def _chosen(asked: tuple[str, ...], known: list[str]) -> list[str]:
-    for name in asked:
-        if name not in known:
-            raise unknown_name("method of the statistical gate", name, known, where="--method")
-    return list(asked) or known
-
-
-def _old(folder: Path, method: str, options: Options) -> Baseline | None:
-    """The baseline that is replaced; None where it is missing, or damaged, which is a reason to update."""
-    try:
-        return files.read(folder, method, options.kind)
-    except UserError as error:
-        options.say(f"{method}: {error.what}")
-        return None
+# ------------------------------------------------------------------------------------- seeds and facts
 
 
 def _new_seeds(options: Options, stored: Baseline) -> list[int]:
@@ -230,23 +204,15 @@ def _new_seeds(options: Options, stored: Baseline) -> list[int]:
     return seeds
 
 
-def _facts(options: Options, stored: Collection[Baseline], seeds: Iterable[Sequence[int]], tests: Sequence[Compared],
-           seconds: float) -> dict[str, str]:
-    from prior_bench.execution import device_name
-    from prior_bench.provenance import peak_memory
-
-    origins = dict.fromkeys(f"{one.origin.reason} ({one.origin.date}, {one.origin.device}, {len(one.seeds)} seeds, "
-                            f"commit {one.origin.commit[:12]})" for one in stored)
-    facts = {"device": device_name(options.precision), "precision": options.precision.name,
-             "baseline": "; ".join(origins) or "none",
-             "seeds": ", ".join(map(str, sorted({seed for some in seeds for seed in some}))) or "none"}
+def _facts(options: Options, stored: Iterable[Baseline], seeds: Iterable[Sequence[int]], tests: Sequence[Compared],
+           start: float) -> dict[str, str]:
+    more = {"seeds": ", ".join(map(str, sorted({seed for some in seeds for seed in some}))) or "none"}
     if tests:
-        facts["tests"] = f"{len(tests)}, at most {LEVEL:.0%} false alarms a run"
-        facts |= _detectable(tests)
+        more["tests"] = f"{len(tests)}, at most {LEVEL:.0%} false alarms a run"
+        more |= _detectable(tests)
     if risen := [f"{t.cell} {t.what} {t.change.old:.4g} -> {t.change.new:.4g}" for t in tests if t.better < LEVEL]:
-        facts["better than the baseline"] = f"{'; '.join(risen)}: look for a leak, else run {_UPDATE}"
-    memory = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in peak_memory().items())
-    return facts | {"time": f"{seconds:.0f} s", "peak memory": memory}
+        more["better than the baseline"] = f"{'; '.join(risen)}: look for a leak, else run {GATE.update}"
+    return files.facts(options, start, (one.origin.line(f"{len(one.seeds)} seeds") for one in stored), more)
 
 
 def _detectable(tests: Sequence[Compared]) -> dict[str, str]:

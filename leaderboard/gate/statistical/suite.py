@@ -22,6 +22,7 @@ from prior_bench.engine.training import to_device
 from prior_bench.errors import UserError
 from prior_bench.execution import execute
 from prior_bench.grid import Grid, PlannedCell, Request
+from prior_bench.leaderboard.gate.baseline import DATASET, RECIPE, TARGETS
 from prior_bench.leaderboard.gate.failures import Failures
 from prior_bench.leaderboard.gate.options import Options
 from prior_bench.leaderboard.gate.statistical.cost import cost
@@ -30,20 +31,9 @@ from prior_bench.results import read_results
 from prior_bench.types import Metric, Result
 from prior_bench.weights import new_method
 
-DATASET, RECIPE = "phantom-ci", "ci"
 FRACTIONS = (0.1, 1.0)
-TARGETS = ("findings", "phantom-5x40", "reports", "lungs", "lesions")  # lungs: a head learns them in seconds
 TRAINING, COST = "pre-training", "cost"  # the cells beside the tasks'
 _LAST = 0.1  # share of the loss curves, at their end, that is averaged
-
-
-def trainable() -> list[str]:
-    """Methods that have the recipe and pre-train with it."""
-    def trains(method: str) -> bool:
-        file = recipe_files.recipe_file(method)
-        return RECIPE in recipe_files.read(file) and recipe_files.resolve(file, RECIPE).get("training") is not None
-
-    return [name for name in plugins.names("methods") if trains(name)]
 
 
 @dataclass(slots=True)

@@ -6,22 +6,23 @@ One method and few tasks at a time: the whole gate is a step of CI.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
-from prior_bench import plugins, recipe_files
+from prior_bench import plugins, provenance, recipe_files
 from prior_bench.encoders.image import ImageEncoder
 from prior_bench.engine.precision import choose
 from prior_bench.errors import UserError
-from prior_bench.leaderboard.gate import exact
+from prior_bench.leaderboard.gate import baseline, exact
+from prior_bench.leaderboard.gate.baseline import RECIPE, Origin
 from prior_bench.leaderboard.gate.exact import checkpoints, golden
 from prior_bench.leaderboard.gate.exact.fingerprint import difference, fingerprint
 from prior_bench.leaderboard.gate.exact.golden import Golden, GoldenCell
-from prior_bench.leaderboard.gate.exact.measure import RECIPE, Measured, Quantity, arrays
-from prior_bench.leaderboard.gate.options import Options, Origin
+from prior_bench.leaderboard.gate.exact.measure import Measured, Quantity, arrays
+from prior_bench.leaderboard.gate.options import Options
 from prior_bench.method import Method
 from prior_bench.state_files import read_state, write_state
 from prior_bench.weights import META, WEIGHTS, load_method
@@ -188,7 +189,7 @@ def quantity(value, group="features", scale=None):
 def stored(**cells):
     origin = Origin("a reason", "2026-01-01", "abc", "cpu", "fp32", {"torch": "2"})
     titles = [title.replace("_", "/") for title in cells or ("m_images",)]
-    return Golden(golden.SCHEMA, "cpu-fp32", origin, {
+    return Golden(baseline.SCHEMA, "cpu-fp32", origin, {
         title: GoldenCell({"weights": "w"}, {"a": fingerprint(1.0)}) for title in titles})
 
 
@@ -278,9 +279,9 @@ def test_the_packaged_baseline_is_whole():
     assert golden.methods(golden.PACKAGED) == trained
     assert len(trained) >= 6
     for name in trained:
-        assert {"cpu-fp32", "cpu-bf16"} <= set(golden.kinds(golden.PACKAGED, name))
-        for kind in golden.kinds(golden.PACKAGED, name):
-            found = golden.read(golden.PACKAGED, name, kind)
+        assert {"cpu-fp32", "cpu-bf16"} <= set(baseline.kinds(golden.PACKAGED, name))
+        for kind in baseline.kinds(golden.PACKAGED, name):
+            found = baseline.read(Golden, golden.PACKAGED, name, kind)
             assert found.origin.reason
             assert {f"{name}/{part}" for part in (
                 "images", "texts", "losses", "classification/findings", "zero-shot/findings", "retrieval/reports",
@@ -291,12 +292,12 @@ def test_the_packaged_baseline_is_whole():
 
 def test_golden_values_survive_writing(tmp_path):
     found = stored(m_images=1, m_texts=1)
-    file = golden.write(tmp_path, "m", "cpu-fp32", found.origin, found.cells)
-    assert golden.read(tmp_path, "m", "cpu-fp32") == found
-    assert golden.read(tmp_path, "m", "cuda-fp32") is None
+    file = baseline.write(tmp_path, "m", "cpu-fp32", asdict(found))
+    assert baseline.read(Golden, tmp_path, "m", "cpu-fp32") == found
+    assert baseline.read(Golden, tmp_path, "m", "cuda-fp32") is None
     file.rename(tmp_path / "m" / "cuda-fp32.json")
-    with pytest.raises(UserError, match="are of 'cpu-fp32'"):
-        golden.read(tmp_path, "m", "cuda-fp32")
+    with pytest.raises(UserError, match="kind: 'cpu-fp32', expected 'cuda-fp32'"):
+        baseline.read(Golden, tmp_path, "m", "cuda-fp32")
 
 
 @pytest.mark.parametrize("damage", [
@@ -305,10 +306,10 @@ def test_golden_values_survive_writing(tmp_path):
     lambda text: "[]", lambda text: text.replace("[1.0]", '["1.0"]')])
 def test_damaged_golden_values(tmp_path, damage):
     found = stored()
-    file = golden.write(tmp_path, "m", "cpu-fp32", found.origin, found.cells)
+    file = baseline.write(tmp_path, "m", "cpu-fp32", asdict(found))
     file.write_text(damage(file.read_text()))
-    with pytest.raises(UserError, match="the golden values are damaged"):
-        golden.read(tmp_path, "m", "cpu-fp32")
+    with pytest.raises(UserError, match="the baseline is damaged"):
+        baseline.read(Golden, tmp_path, "m", "cpu-fp32")
 
 
 @pytest.fixture
@@ -329,7 +330,7 @@ def test_update_keeps_its_reason_and_shows_what_changed(options, measured, tmp_p
     (finding,) = exact.update(asked, "a better loss").findings
     assert (finding.status, finding.expected, finding.found) == ("regression", "1", "2")
     assert exact.check(asked).exit_code == 0
-    origin = golden.read(tmp_path, "convirt", "cpu-fp32").origin
+    origin = baseline.read(Golden, tmp_path, "convirt", "cpu-fp32").origin
     assert origin.reason == "a better loss"
     assert origin.versions["torch"] == torch.__version__.partition("+")[0]
     assert origin.precision == "fp32"
@@ -347,11 +348,11 @@ def test_update_refuses_what_fails(options, measured, tmp_path):
         exact.update(asked, "none")
     with pytest.raises(UserError, match="for all tasks"):
         exact.update(replace(asked, tasks=("zero-shot",)), "none")
-    assert golden.kinds(tmp_path, "convirt") == []
+    assert baseline.kinds(tmp_path, "convirt") == []
 
 
 def test_an_installed_program_keeps_its_baseline(options, monkeypatch):
-    monkeypatch.setattr(checkpoints, "in_working_tree", lambda: False)
+    monkeypatch.setattr(provenance, "git_commit", lambda: None)
     with pytest.raises(UserError, match="give --baseline FOLDER"):
         exact.update(options, "none")
 

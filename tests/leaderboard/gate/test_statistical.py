@@ -15,11 +15,11 @@ from prior_bench import plugins
 from prior_bench.data.dataset import LabelTable
 from prior_bench.engine.precision import choose
 from prior_bench.errors import UserError
-from prior_bench.leaderboard.gate import statistical
+from prior_bench.leaderboard.gate import baseline, statistical
 from prior_bench.leaderboard.gate.options import Options
 from prior_bench.leaderboard.gate.report import Finding, Report
 from prior_bench.leaderboard.gate.statistical import cost, seeds, suite
-from prior_bench.leaderboard.gate.statistical.seeds import Series, SuiteCell
+from prior_bench.leaderboard.gate.statistical.seeds import Baseline, Series, SuiteCell
 
 METHOD = "gloria"  # learns most in its seconds
 
@@ -80,7 +80,7 @@ def no_rate(before: Callable[..., None]) -> Callable[..., None]:
 
 def test_shifted_labels_are_caught(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     """By one image, in training and in test: nothing is left to learn."""
-    kind = plugins.load("datasets", suite.DATASET)
+    kind = plugins.load("datasets", baseline.DATASET)
     right = kind.load_labels
 
     def shifted(self, target):
@@ -102,7 +102,7 @@ def test_a_step_that_keeps_more_memory_is_caught(options: Options, monkeypatch: 
     monkeypatch.setattr(Gloria, "_global", lambda self, x: right(self, torch.stack([x.exp()] * 64).log().mean(0)))
     found = SuiteCell({})
     suite._take_cost(found, suite.plan(METHOD, 9, options), 9, options, options.cache / "images")
-    stored = seeds.read(options.baseline, METHOD, "cpu-fp32").cells["gloria/cost"]
+    stored = baseline.read(Baseline, options.baseline, METHOD, "cpu-fp32").cells["gloria/cost"]
     findings, _ = statistical.judge({"gloria/cost": stored}, {"gloria/cost": found})
     assert "memory" in {f.what for f in findings if f.status == "regression"}
 
@@ -124,9 +124,9 @@ def test_a_method_that_fails_is_a_regression(options: Options, monkeypatch: pyte
 
 def changed(options: Options, tmp_path: Path, change) -> Options:
     """The options with a baseline whose JSON was changed."""
-    content = json.loads(seeds.file_of(options.baseline, METHOD, "cpu-fp32").read_text())
+    content = json.loads(baseline.file_of(options.baseline, METHOD, "cpu-fp32").read_text())
     change(content)
-    file = seeds.file_of(tmp_path, METHOD, "cpu-fp32")
+    file = baseline.file_of(tmp_path, METHOD, "cpu-fp32")
     file.parent.mkdir()
     file.write_text(json.dumps(content))
     return replace(options, baseline=tmp_path)
@@ -182,7 +182,8 @@ def test_a_seed_of_the_baseline_is_refused(options: Options) -> None:
 
 
 @pytest.mark.parametrize(("change", "what"), [
-    (lambda c: c["seeds"].append(9), "expected one a seed"), (lambda c: c.update(kind="cuda-bf16"), "kind"),
+    (lambda c: c["seeds"].append(9), "expected one a seed"), (lambda c: c.update(seeds=[0, 1, 2, 3]), "5 or more"),
+    (lambda c: c.update(kind="cuda-bf16"), "kind"),
     (lambda c: c.pop("origin"), "origin"), (lambda c: c.update(schema=99), "schema")])
 def test_a_damaged_baseline(options: Options, tmp_path: Path, change, what: str) -> None:
     with pytest.raises(UserError, match=what):
@@ -197,43 +198,56 @@ def one_cell(values: tuple[float, ...], better="higher") -> dict[str, SuiteCell]
 
 
 def test_an_update_compares_its_seeds_with_the_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = Options(choose("cpu", "fp32"), tmp_path, baseline=tmp_path / "baseline", seeds=(0, 1, 2))
-    monkeypatch.setattr(suite, "trainable", lambda: ["m"])
-    monkeypatch.setattr(suite, "run", lambda *args: one_cell((0.80, 0.81, 0.82)))
+    options = Options(choose("cpu", "fp32"), tmp_path, baseline=tmp_path / "baseline", seeds=(0, 1, 2, 3, 4))
+    monkeypatch.setattr(baseline, "trainable", lambda: ["m"])
+    monkeypatch.setattr(suite, "run", lambda *args: one_cell((0.80, 0.81, 0.82, 0.80, 0.82)))
     assert statistical.update(options, "the first").findings == ()
-    first = seeds.file_of(options.baseline, "m", "cpu-fp32").read_bytes()
-    monkeypatch.setattr(suite, "run", lambda *args: one_cell((0.40, 0.41, 0.42)))
+    first = baseline.file_of(options.baseline, "m", "cpu-fp32").read_bytes()
+    monkeypatch.setattr(suite, "run", lambda *args: one_cell((0.40, 0.41, 0.42, 0.40, 0.42)))
     report = statistical.update(options, "labels are shifted, which is meant")
     assert [f.status for f in report.findings] == ["regression"]
-    stored = seeds.read(options.baseline, "m", "cpu-fp32")
+    stored = baseline.read(Baseline, options.baseline, "m", "cpu-fp32")
     assert stored.origin.reason == "labels are shifted, which is meant"
-    assert stored.cells["m/task/target"].quantities["auroc_macro"].values == (0.40, 0.41, 0.42)
-    monkeypatch.setattr(suite, "run", lambda *args: one_cell((0.80, 0.81, 0.82)))
+    assert stored.cells["m/task/target"].quantities["auroc_macro"].values == (0.40, 0.41, 0.42, 0.40, 0.42)
+    monkeypatch.setattr(suite, "run", lambda *args: one_cell((0.80, 0.81, 0.82, 0.80, 0.82)))
     report = statistical.update(options, "the first")
     assert "better" in report.findings[0].reason
     assert report.findings[0].status == "passed"
     assert "m/task/target auroc_macro 0.41 -> 0.81" in report.facts["better than the baseline"]
-    assert seeds.file_of(options.baseline, "m", "cpu-fp32").read_bytes() == first  # the same bytes
+    assert baseline.file_of(options.baseline, "m", "cpu-fp32").read_bytes() == first  # the same bytes
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_baseline_that_cannot_be_written_is_found_before(options: Options, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        statistical.update(replace(options, tasks=(), baseline=tmp_path / "file"), "any")
+
+
+@pytest.mark.usefixtures("no_training")
+def test_four_seeds_are_no_baseline(options: Options, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="4 are too few") as caught:
+        statistical.update(replace(options, tasks=(), baseline=tmp_path, seeds=(0, 1, 2, 3)), "in a hurry")
+    assert caught.value.expected == "5 seeds or more"
 
 
 def test_what_fails_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = Options(choose("cpu", "fp32"), tmp_path, baseline=tmp_path / "baseline")
-    monkeypatch.setattr(suite, "trainable", lambda: ["m"])
+    monkeypatch.setattr(baseline, "trainable", lambda: ["m"])
     monkeypatch.setattr(suite, "run", lambda *args: {"m/cost": SuiteCell({}, problem="ZeroDivisionError", broken=True)})
     with pytest.raises(UserError, match="cannot become a baseline"):
         statistical.update(options, "no reason")
-    assert not options.baseline.exists()
+    assert baseline.kinds(options.baseline, "m") == []
 
 
 # -------------------------------------------------------------------------------- the packaged baseline
 
 
-@pytest.mark.parametrize("method", suite.trainable())
+@pytest.mark.parametrize("method", baseline.trainable())
 def test_the_packaged_baseline_belongs_to_this_program(method: str) -> None:
     """Other data, recipes or protocols want a new baseline."""
-    stored = seeds.read(seeds.PACKAGED, method, "cpu-fp32")
+    stored = baseline.read(Baseline, seeds.PACKAGED, method, "cpu-fp32")
     assert stored is not None
-    assert len(stored.seeds) >= 5
     planned = suite.plan(method, 99, Options(choose("cpu", "fp32"), Path("unused")))
     assert {title: cell.made_from for title, cell in stored.cells.items()} == planned.made_from
 

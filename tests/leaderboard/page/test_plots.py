@@ -74,7 +74,8 @@ def test_every_figure_and_every_button_is_valid(full):
 
 def test_a_panel_is_the_series(full):
     """What a click shows is what the series say, trace by trace."""
-    found = {p.group: p for p in reversed(plots.figures(full.known(), full.folder)) if p.task == "classification"}
+    found = {p.group: p for p in reversed(plots.figures(full.known(), full.folder))
+             if p.heading.task == "classification"}
     charts = {c.group: c for c in reversed(series.charts(full.known(), full.folder))
               if c.heading and c.heading.task == "classification"}
     figure = found["roc"].figure
