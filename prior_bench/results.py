@@ -47,6 +47,9 @@ def predictions_path(folder: Path, cell: Cell) -> Path:
 
 def result_files(folder: Path) -> list[Path]:
     """The results' JSON files, sorted by name."""
+    if not folder.is_dir():
+        raise UserError(f"the results folder {'is a file' if folder.exists() else 'does not exist'}", where=str(folder),
+                        expected="a folder that `prior-bench run` wrote (its --output)")
     return sorted(path for path in folder.glob("*.json") if path.name != LEADERBOARD_JSON)
 
 
@@ -152,9 +155,6 @@ def sync_folder(folder: Path) -> None:
 
 def read_results(folder: Path) -> Iterator[Result]:
     """All results of a folder, in the order of their names."""
-    if not folder.is_dir():
-        raise UserError("the results folder does not exist", where=str(folder),
-                        expected="a folder that `prior-bench run` wrote (its --output)")
     yield from map(read_result, result_files(folder))
 
 

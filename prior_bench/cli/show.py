@@ -44,9 +44,6 @@ def show(
 
 def find(folder: Path, name: str) -> Path:
     """The JSON file of the cell of that name, or of the only one whose name begins so."""
-    if not folder.is_dir():
-        raise UserError("the results folder does not exist", where=str(folder),
-                        expected="a folder that `prior-bench run` wrote", fix="give --results")
     from prior_bench.results import result_files
 
     stem = name.removesuffix(".json").removesuffix(".parquet")

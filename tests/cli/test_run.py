@@ -34,7 +34,8 @@ def run(folder: Path, *more: str, **environment: str) -> subprocess.CompletedPro
 
 
 def results(folder: Path) -> list[Path]:
-    return result_files(folder / "results")
+    output = folder / "results"
+    return result_files(output) if output.is_dir() else []  # the process may not have come that far
 
 
 def wait_for_results(folder: Path, count: int) -> None:
