@@ -49,7 +49,8 @@ def result_files(folder: Path) -> list[Path]:
     """The results' JSON files, sorted by name."""
     if not folder.is_dir():
         raise UserError(f"the results folder {'is a file' if folder.exists() else 'does not exist'}", where=str(folder),
-                        expected="a folder that `prior-bench run` wrote (its --output)")
+                        expected="a folder that `prior-bench run` wrote (its --output)",
+                        fix="name it: RESULTS, or --results")
     return sorted(path for path in folder.glob("*.json") if path.name != LEADERBOARD_JSON)
 
 
