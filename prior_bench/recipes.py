@@ -72,7 +72,7 @@ class Training(Strict):
     batch: int = Field(gt=1)  # images per step on one process; it holds the negatives, so it is never changed silently
     epochs: float = Field(gt=0)
     stages: tuple[Stage, ...]
-    text_rate: float = later(1.0, gt=0)  # of the stages' rates, for the text encoder's parameters
+    image_rate: float = later(1.0, gt=0)  # times the stages' rates, for the image encoder's parameters
     weight_decay: float = 1e-6
     betas: tuple[float, float] = later((0.9, 0.999))  # of AdamW
     clip: float | None = None  # gradient norm

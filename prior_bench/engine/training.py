@@ -192,17 +192,17 @@ class Run:
     def _optimizer(self) -> OptimWrapper:
         groups = [{"weight_decay": self.training.weight_decay, "lr_scale": 1.0, **group}
                   for group in self.method.param_groups()]
-        if self.training.text_rate != 1:
-            groups = [part for group in groups for part in self._text_apart(group)]
+        if self.training.image_rate != 1:
+            groups = [part for group in groups for part in self._image_apart(group)]
         clip = {"max_norm": self.training.clip} if self.training.clip else None
         return OptimWrapper(torch.optim.AdamW(groups, betas=self.training.betas, fused=True), clip_grad=clip)
 
-    def _text_apart(self, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """A parameter group as two: the text encoder's parameters, at their own rate, and the others."""
-        text = {id(p) for name, p in self.method.named_parameters() if name.startswith("text_encoder.")}
-        for inside, share in ((False, 1.0), (True, self.training.text_rate)):
-            if params := [p for p in group["params"] if (id(p) in text) == inside]:
-                yield {**group, "params": params, "lr_scale": group["lr_scale"] * share}
+    def _image_apart(self, group: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """A parameter group as two: the image encoder's parameters, at their own rate, and the others."""
+        image = {id(p) for name, p in self.method.named_parameters() if name.startswith("image_encoder.")}
+        for inside, factor in ((False, 1.0), (True, self.training.image_rate)):
+            if params := [p for p in group["params"] if (id(p) in image) == inside]:
+                yield {**group, "params": params, "lr_scale": group["lr_scale"] * factor}
 
     def _provenance(self, seconds: float, peak: int) -> dict[str, Any]:
         rows = read_log(self.folder / "log.jsonl")

@@ -192,9 +192,9 @@ def test_the_betas_of_the_recipe_are_the_optimisers(settings, expected, train, m
     assert seen == {expected}
 
 
-@pytest.mark.parametrize(("own_groups", "expected"),
-                         [(True, {1.0: False, 0.05: True}), (False, {1.0: False, 0.1: True})])
-def test_the_text_encoder_learns_at_its_own_rate(own_groups, expected, toy_method, train, monkeypatch):
+@pytest.mark.parametrize(("own_groups", "expected"), [(True, {1.0: False, 0.5: False, 6.0: True}),
+                                                      (False, {1.0: False, 6.0: True})])
+def test_the_image_encoder_learns_at_its_own_rate(own_groups, expected, toy_method, train, monkeypatch):
     """Whether a method groups its parameters itself (the toy's text encoder at half the rate) or not."""
     if not own_groups:
         monkeypatch.delattr(toy_method.ToyMethod, "param_groups")
@@ -209,8 +209,8 @@ def test_the_text_encoder_learns_at_its_own_rate(own_groups, expected, toy_metho
         assert not names  # each parameter once
 
     monkeypatch.setattr(hooks.Stages, "before_train_iter", watch)
-    train(epochs=0.1, text_rate=0.1)
-    assert {scale: all(n.startswith("text_encoder.") for n in names) for scale, names in seen.items()} == expected
+    train(epochs=0.1, image_rate=6)
+    assert {factor: all(n.startswith("image_encoder.") for n in names) for factor, names in seen.items()} == expected
 
 
 def test_optimiser_starts_afresh_at_a_stage(train, monkeypatch):
