@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-_NEVER = -1e9  # a logit without weight; finite, or a sample without tokens would have NaN gradients
+NEVER = -1e9  # a logit without weight; finite, or a row of nothing but such would have NaN gradients
 
 
 class _AllReduceSum(torch.autograd.Function):
@@ -140,7 +140,7 @@ def token_alignment(words: Tensor, mask: Tensor, word_weights: Tensor, patches: 
 def _one_way(queries: Tensor, query_mask: Tensor, weights: Tensor, keys: Tensor, key_mask: Tensor,
              tau: float) -> Tensor:
     """Each token against what it attends to on the other side, the sample's other tokens being the negatives."""
-    attention = (queries @ keys.mT / tau).masked_fill(~key_mask.unsqueeze(1), _NEVER).softmax(dim=2)
+    attention = (queries @ keys.mT / tau).masked_fill(~key_mask.unsqueeze(1), NEVER).softmax(dim=2)
     seen = F.normalize(attention @ keys, dim=-1)
     scores = queries @ seen.mT / tau  # (B, N, N)
     forth, back = (_weighted_cross_entropy(s, query_mask, weights) for s in (scores, scores.mT))
@@ -149,5 +149,5 @@ def _one_way(queries: Tensor, query_mask: Tensor, weights: Tensor, keys: Tensor,
 
 def _weighted_cross_entropy(scores: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
     """sum_k weight_k CE_k over each sample's own tokens: (B, N, N) -> (B,)."""
-    log_p = scores.masked_fill(~mask.unsqueeze(1), _NEVER).log_softmax(dim=2).diagonal(dim1=1, dim2=2)
+    log_p = scores.masked_fill(~mask.unsqueeze(1), NEVER).log_softmax(dim=2).diagonal(dim1=1, dim2=2)
     return -(weights * log_p * mask).sum(dim=1)

@@ -41,8 +41,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
     """The state dict in a safetensors, PyTorch or NumPy (.npz) file, out of its wrappers (`state_dict`, `model`,
     `module.`)."""
     file = Path(file)
-    if not file.is_file():
-        raise UserError("the weights file does not exist", where=str(file), fix="check the path")
+    _check_there(file)
     readers = {".safetensors": _read_safetensors, ".npz": _read_numpy}
     return _state_of(readers.get(file.suffix, _read_torch)(file), file)
 
@@ -50,13 +49,17 @@ def read_state(file: Path) -> dict[str, Tensor]:
 def read_trusted(file: Path) -> dict[str, Tensor]:
     """The state dict in a PyTorch file that its user trusts: it is unpickled whole, so that code in it runs. Objects of
     packages that are not installed become empty shells."""
-    if not file.is_file():
-        raise UserError("the weights file does not exist", where=str(file), fix="check the path")
+    _check_there(file)
     try:
         content = torch.load(file, map_location="cpu", weights_only=False, pickle_module=_Trusted)
     except Exception as error:
         raise _unreadable(file, error) from error
     return _state_of(content.state_dict() if isinstance(content, nn.Module) else content, file)
+
+
+def _check_there(file: Path) -> None:
+    if not file.is_file():
+        raise UserError("the weights file does not exist", where=str(file), fix="check the path")
 
 
 def write_state(state: Mapping[str, Tensor], file: Path) -> None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from prior_bench.losses import NEVER
 from prior_bench.set_similarity import context_cosines
-
-_NEVER = -1e9  # finite, so that a report without words has no NaN gradient
 
 
 def word_cosines(regions: Tensor, words: Tensor, mask: Tensor, tau_1: float) -> tuple[Tensor, Tensor]:
@@ -24,7 +23,7 @@ def word_cosines(regions: Tensor, words: Tensor, mask: Tensor, tau_1: float) -> 
         regions, words = regions.float(), words.float()
         scores = torch.einsum("ird,tld->itlr", regions, words)
         there = mask[None, :, :, None]
-        over_words = scores.masked_fill(~there, _NEVER).softmax(dim=2)
+        over_words = scores.masked_fill(~there, NEVER).softmax(dim=2)
         attention = (tau_1 * over_words).softmax(dim=3)
         return context_cosines(attention, scores, regions, words), attention
 

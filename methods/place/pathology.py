@@ -7,10 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prior_bench.encoders.pooling import segment_sums
-from prior_bench.losses import gather_padded, mean_over_pairs, pair_cross_entropy
+from prior_bench.losses import NEVER, gather_padded, mean_over_pairs, pair_cross_entropy
 from prior_bench.set_similarity import context_cosines
-
-_NEVER = -1e9  # a logit without weight; finite, or a report without sentences would have NaN gradients
 
 
 class VisualObservations(nn.Module):
@@ -73,7 +71,7 @@ def pair_scores(visual: Tensor, textual: Tensor, mask: Tensor, tau: float) -> tu
     scores = torch.einsum("ikd,tsd->itsk", visual, textual)
     of_sentences = context_cosines((scores / tau).softmax(dim=3), scores, visual, textual)  # (I, T, S)
     forth = (of_sentences * mask).sum(dim=2) / mask.sum(dim=1).clamp_min(1)
-    over_sentences = (scores / tau).masked_fill(~mask[None, :, :, None], _NEVER).softmax(dim=2)
+    over_sentences = (scores / tau).masked_fill(~mask[None, :, :, None], NEVER).softmax(dim=2)
     turned = over_sentences.permute(1, 0, 3, 2)  # (T, I, K, S): the texts are the keys
     back = context_cosines(turned, scores.permute(1, 0, 3, 2), textual, visual).mean(dim=2)  # (T, I)
     return forth, back.T
@@ -91,6 +89,6 @@ def _intra(visual: Tensor, textual: Tensor, mask: Tensor, tau_attention: float, 
     """What a sentence sees of its image must pick that sentence among those of its report."""
     attention = (textual @ visual.mT / tau_attention).softmax(dim=2)
     seen = F.normalize(attention @ visual, dim=2)
-    scores = (seen @ textual.mT / tau).masked_fill(~mask.unsqueeze(1), _NEVER)
+    scores = (seen @ textual.mT / tau).masked_fill(~mask.unsqueeze(1), NEVER)
     own = -scores.log_softmax(dim=2).diagonal(dim1=1, dim2=2)
     return mean_over_pairs((own * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1))

@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prior_bench.losses import masked_mean, mean_over_pairs
-
-_NEVER = -1e9  # a logit without weight; finite, or a report without sentences would have NaN gradients
+from prior_bench.losses import NEVER, masked_mean, mean_over_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,7 @@ def text_loss(sentences: Tensor, seen: Tensor, mask: Tensor, scale: Tensor) -> T
         padding = ~mask.unsqueeze(1)
         logits = scale * a @ b.mT  # (B, T, T)
         own = logits.diagonal(dim1=1, dim2=2)
-        forth, back = (x.masked_fill(padding, _NEVER).logsumexp(dim=2) - own for x in (logits, logits.mT))
+        forth, back = (x.masked_fill(padding, NEVER).logsumexp(dim=2) - own for x in (logits, logits.mT))
         return _mean_of_means((forth + back) / 2, mask)
 
 

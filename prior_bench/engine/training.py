@@ -192,7 +192,7 @@ class Run:
     def _optimizer(self) -> OptimWrapper:
         groups = [{"weight_decay": self.training.weight_decay, "lr_scale": 1.0, **group}
                   for group in self.method.param_groups()]
-        if self.training.image_rate != 1:
+        if self.training.image_rate != 1:  # else left as they are: the gradient's norm is summed in their order
             groups = [part for group in groups for part in self._image_apart(group)]
         clip = {"max_norm": self.training.clip} if self.training.clip else None
         return OptimWrapper(torch.optim.AdamW(groups, betas=self.training.betas, fused=True), clip_grad=clip)
