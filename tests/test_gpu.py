@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -125,8 +126,10 @@ pretrain("toy-method", recipe, ToyDataset(), seed=0, precision=choose("cuda", "f
 
 
 def test_two_ranks_share_one_device(tmp_path):
-    environment = os.environ | {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
-                                "MASTER_PORT": "29731"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = os.environ | {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(Path(__file__).parent), str(tmp_path)],
                               env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
              for rank in range(2)]
