@@ -359,7 +359,7 @@ def test_all_of_it_is_drawn_without_an_error(opened, scheme):
     draw_all(page)
     assert page.locator("figure.plot .warning").count() == 0
     training = page.locator("#training figure")
-    assert training.count() == 2  # of each track
+    assert training.count() == 3  # of each track
     assert "not recomputed" in training.first.locator("figcaption").inner_text()
     assert training.first.locator("option").all_inner_texts() == ["total", EVIL, "lr"]
     select = page.locator("select.panel:visible").first

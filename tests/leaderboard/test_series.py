@@ -121,7 +121,9 @@ def test_the_committed_tables_labels_and_validations(real):
     assert found.y == tuple(v["dice_foreground_image_mean"] for v in history)
     assert found.x[found.marked] == result.details["best_step"]
     assert found.y[found.marked] == max(found.y)
-    assert not [c for c in charts if c.group == "pre-training"]  # these results are older than their loss curves
+    (curves,) = [c for c in charts if c.group == "pre-training"]
+    assert curves.track == "small-long"
+    assert [panel.title for panel in curves.panels][:2] == ["total", "L_global"]
 
 
 def test_runs_of_several_pre_training_seeds_count_as_in_the_tables(labelled):
