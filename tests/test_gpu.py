@@ -18,19 +18,18 @@ from prior_bench import plugins, recipe_files, recipes
 from prior_bench.engine import hooks
 from prior_bench.engine.precision import Precision, choose
 from prior_bench.engine.pretrain import pretrain, read_log
+from prior_bench.leaderboard.gate.baseline import trainable
 from prior_bench.weights import load_method, new_method
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
-METHODS = ("convirt", "gloria", "mgca", "mpma", "place", "prior")
 TEXTS = ["The heart is enlarged. No pneumothorax.", "Small left effusion.", "No acute findings. Ribs are intact."] * 4
 
 
 @pytest.fixture(autouse=True)
 def no_tf32():
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    """As the exact gate computes; matrix products have none by default."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def parameters(weights: Path) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in load_method(weights).parameters()])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", trainable())
 def test_features_are_those_of_the_cpu(name):
     kind = plugins.load("methods", name)
     method = new_method(kind, recipes.load(recipe_files.recipe_file(name), "ci", kind.recipe_class), 0, TEXTS)
