@@ -19,6 +19,7 @@ from prior_bench.engine import hooks
 from prior_bench.engine.precision import Precision, choose
 from prior_bench.engine.pretrain import pretrain, read_log
 from prior_bench.leaderboard.gate.baseline import trainable
+from prior_bench.leaderboard.gate.exact.measure import exactly
 from prior_bench.weights import load_method, new_method
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -27,8 +28,7 @@ TEXTS = ["The heart is enlarged. No pneumothorax.", "Small left effusion.", "No 
 
 @pytest.fixture(autouse=True)
 def no_tf32():
-    """As the exact gate computes; matrix products have none by default."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    with exactly():
         yield
 
 

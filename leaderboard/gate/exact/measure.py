@@ -71,7 +71,7 @@ def measure(name: str, weights: Path, options: Options, scratch: Path) -> dict[s
     grid = plan(request)
     grid.request = replace(request, cache=scratch / "cache")  # the dataset alone comes from where it is kept
     opened = grid.datasets[DATASET] = _with_quick_heads(grid.datasets[DATASET], options.cache)
-    with _exactly():
+    with exactly():
         made_from = {"weights": weights_digest(weights), "data": opened.digest}
         inputs = _inputs(load_method(weights), opened.dataset, options, scratch)
         return _method_cells(name, inputs, options, made_from) | _task_cells(name, grid, made_from)
@@ -86,7 +86,7 @@ def _with_quick_heads(opened: Opened, cache: Path) -> Opened:
 
 
 @contextmanager
-def _exactly() -> Iterator[None]:
+def exactly() -> Iterator[None]:
     """float32 that is float32 on a GPU too, and no choice of algorithms by speed."""
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield
