@@ -292,8 +292,9 @@ def _weights(request: Request, method: str, seed: int, source: Opened | None) ->
     made_from: list[Any] = [method, values, seed, digest_sources(plugin) if plugin else None,
                             _core_digest(_TRAINING_SOURCES if trains else _SOURCES), _library_versions(),
                             _local_weights(values, request.cache)]
+    loads = request.recipe in recipe_files.released(file).values()
     if request.weights is not None:
-        if not trains:
+        if not trains and not loads:
             raise UserError(f"the method {method!r} takes no weights", where="--weights", fix="leave --weights out")
         key = digest_json([*made_from, _file_digest(request.weights, request.cache), request.allow_partial_weights,
                            source.digest if source is not None else None])  # whose reports may make the vocabulary
@@ -306,6 +307,9 @@ def _weights(request: Request, method: str, seed: int, source: Opened | None) ->
                             fix="give --pretrain-on, or --weights")
         key = digest_json([*made_from, source.digest, _processes()])
         return Weights(method, recipe, source.dataset.name, seed, key, read_note(request.cache, key), overrides)
+    if loads:
+        raise UserError(f"the recipe {request.recipe!r} of {method!r} is for a released file, and none is given",
+                        where="--weights", fix="give --weights FILE")
     vocabulary = source.digest if source is not None and values.get("text", {}) is not None else None
     key = digest_json([*made_from, vocabulary])
     return Weights(method, recipe, NO_SOURCE, seed, key, key, overrides)  # what they are made from says it all

@@ -314,7 +314,7 @@ def swin(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("layout", "prefix", "text"), [
-    ("medclip", "vision_model.model.", "text_model.model."),
+    ("medclip-swin", "vision_model.model.", "text_model.model."),
     ("cxr-clip-swin", "image_encoder.image_encoder.", "text_encoder.text_encoder.")])
 def test_swin_computes_what_transformers_does(layout, prefix, text, swin, tmp_path):
     state, images, expected = swin
@@ -674,7 +674,9 @@ TABLED = Path(__file__).parents[2] / "shared" / "formats" / "checkpoints" / "lay
 WHOLE = {  # layout there: method, its recipe and the layers of its BERT
     "prior_full": ("prior", "paper", 12), "gloria_resnet50": ("gloria", "paper", 12),
     "mgca_resnet_50": ("mgca", "paper", 6), "mgca_vit_base": ("mgca", "paper-vit", 6),
-    "convirt_edreisMD": ("convirt", "edreis", 12), "convirt_benchx": ("convirt", "benchx", None)}
+    "convirt_edreisMD": ("convirt", "edreis", 12), "convirt_benchx": ("convirt", "benchx", None),
+    "convirt_in_mgca_repo_resnet_50": ("dual", "convirt-mgca", 6),
+    "convirt_in_mgca_repo_vit_base": ("dual", "convirt-mgca-vit", 6)}
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,8 @@ CASES = {
     "random": TINY, "thumbnail": TINY, "supervised": TINY, "encoder": TINY,
     "imagenet": {**TINY, "image.weights": "random"},
 }
-WITH_WEIGHTS = {"timm", "open-clip", "hf"}  # checked in tests/methods/test_pretrained.py, on small checkpoints
+# checked in tests/methods/test_pretrained.py and test_dual.py, on small checkpoints
+WITH_WEIGHTS = {"timm", "open-clip", "hf", "dual"}
 
 
 def build(name, settings, kind=None):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,20 +114,27 @@ class TextEncoder(nn.Module):
         out: Tensor = self.model(input_ids=ids, attention_mask=mask.long(), **positions).last_hidden_state
         return out
 
-    def last_layers(self, ids: Tensor, mask: Tensor, layers: int) -> Tensor:
-        """Hidden states of the last layers, the last one last: (layers, B, L, width). For BERT and its kin.
+    def layers(self, ids: Tensor, mask: Tensor, numbers: Sequence[int]) -> Tensor:
+        """Hidden states after the layers of these numbers, counted from 1: (len(numbers), B, L, width). For BERT and
+        its kin.
 
         Seen by hooks: transformers' own record of hidden states does not survive copying a model.
         """
-        states: list[Tensor] = []
-        watched = self.model.encoder.layer[len(self.model.encoder.layer) - layers + 1 :]
-        hooks = [layer.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0])) for layer in watched]
+        blocks = self.model.encoder.layer
+        states: dict[int, Tensor] = {}
+        hooks = [blocks[number].register_forward_pre_hook(partial(_keep, states, number))
+                 for number in set(numbers) if number < len(blocks)]
         try:
-            last = self(ids, mask)
+            states[len(blocks)] = self(ids, mask)
         finally:
             for hook in hooks:
                 hook.remove()
-        return torch.stack([*states, last])
+        return torch.stack([states[number] for number in numbers])
+
+    def last_layers(self, ids: Tensor, mask: Tensor, layers: int) -> Tensor:
+        """Hidden states of the last layers, the last one last: (layers, B, L, width)."""
+        last = len(self.model.encoder.layer)
+        return self.layers(ids, mask, range(last - layers + 1, last + 1))
 
     def with_class_attention(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Last hidden states (B, L, width) and the last layer's attention of the class token to each token (B, L),
@@ -156,6 +164,10 @@ class TextEncoder(nn.Module):
             encoded = self.tokenizer(text, add_special_tokens=False, verbose=False)
             self._memo[sentence] = tuple(encoded["input_ids"]), tuple(encoded.word_ids())
         return self._memo[sentence]
+
+
+def _keep(states: dict[int, Tensor], number: int, block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    states[number] = inputs[0]
 
 
 def plain(sentence: str) -> str:

@@ -132,6 +132,15 @@ def test_word_pieces_know_their_word():
     assert list(encoder.pad([tokens])["word"][0]) == list(tokens.word)
 
 
+def test_layers_are_those_of_transformers():
+    encoder = TextEncoder.build(SPEC.model_copy(update={"layers": 3}), REPORTS).eval()
+    tokens = encoder.pad([encoder.tokens([r]) for r in REPORTS[:3]])
+    with torch.no_grad():
+        theirs = encoder.model(tokens["ids"], tokens["mask"].long(), output_hidden_states=True).hidden_states
+        found = encoder.layers(tokens["ids"], tokens["mask"], (2, 1, 3, 3))
+    torch.testing.assert_close(found, torch.stack([theirs[number] for number in (2, 1, 3, 3)]))
+
+
 def test_last_layers_end_with_the_output():
     encoder = TextEncoder.build(SPEC.model_copy(update={"layers": 3}), REPORTS).eval()
     tokens = encoder.pad([encoder.tokens([r]) for r in REPORTS[:3]])

@@ -1,0 +1,1 @@
+"""An image and a text encoder with weights from a file."""
