@@ -127,6 +127,6 @@ class Dual(DualEncoder):
             whole = (words * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
         else:
             words = self.text_encoder(ids, mask)
-            place = mask.sum(dim=1) - 1 if self.kind.text == "last token" else torch.zeros_like(mask.sum(dim=1))
+            place: Tensor | int = mask.sum(dim=1) - 1 if self.kind.text == "last token" else 0
             whole = words[torch.arange(len(words), device=words.device), place]
         return TextFeatures(unit(self.text_head(whole)))
