@@ -146,7 +146,7 @@ def text_state(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]
     if not layout.text:
         return {}
     return {key.removeprefix(layout.text): value for key, value in state.items() if key.startswith(layout.text)
-            and not key.endswith("position_ids")}
+            and not key.endswith("position_ids") and ".crossattention." not in key}
 
 
 def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:

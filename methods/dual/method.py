@@ -31,7 +31,7 @@ _TOKEN_TYPES = "text_encoder.model.embeddings.token_type_embeddings.weight"
 class DualRecipe(Recipe):
     """`layout` is the name in `layouts.LAYOUTS` of the files that the recipe is for; `width` is the joint space's."""
 
-    layout: str
+    layout: Literal["medclip", "medclip-swin", "cxr-clip", "cxr-clip-swin", "convirt-mgca", "convirt-mgca-vit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,8 @@ def _mgca_head(inputs: int, outputs: int) -> nn.Module:
 
 
 _BIAS_FREE = partial(nn.Linear, bias=False)
-_CXR_CLIP = {"image_projection.projection.": "image_head.", "text_projection.projection.": "text_head."}
+_CXR_CLIP = {"image_projection.projection.": "image_head.", "text_projection.projection.": "text_head.",
+             "image_projection.": "image_head.", "text_projection.": "text_head."}  # whatever else is there
 _MGCA = {"img_encoder.global_embed.head.": "image_head.", "text_encoder.global_embed.head.": "text_head."}
 _TEXT_HEAD = {"text_model.projection_head.": "text_head."}
 MODELS = {
@@ -74,10 +75,10 @@ class Dual(DualEncoder):
 
     def __init__(self, recipe: DualRecipe, text_encoder: TextEncoder):
         super().__init__(recipe, text_encoder)
-        if recipe.layout not in MODELS:
-            raise UserError(f"no dual encoder's layout is called {recipe.layout!r}", where="layout",
-                            expected=f"one of {', '.join(MODELS)}")
         self.kind = MODELS[recipe.layout]
+        if self.kind.text == "mean of layers" and len(text_encoder.model.encoder.layer) < 2:
+            raise UserError("the text vector is a mean of the layers 1, 2 and last, and there is one layer",
+                            where="text.first_layers", expected="2 or more")
         self.text_encoder.model.pooler = None  # no model's vectors come from it
         self.text_encoder.without_order = not self.kind.ordered
         self.image_head = self.kind.head(self.image_encoder.channels, recipe.width)
@@ -87,9 +88,11 @@ class Dual(DualEncoder):
         """The file of the recipe's layout under this module's names; what the vectors do not need is left out.
 
         Raises:
-            UserError: the file has another layout, or lacks a part of the heads.
+            UserError: the file has another layout, or a text encoder and other heads than the recipe's.
         """
         layout = recognise(state)
+        if layout is not None and layout.name == "ours":
+            return state
         if layout is None or layout.name != self.recipe.layout:
             recipe = released(recipe_file(self.name)).get(layout.name if layout else "")
             raise UserError(f"the file is {layout.title if layout else 'of no known layout'}; this recipe is for "
@@ -97,18 +100,27 @@ class Dual(DualEncoder):
                             fix=f"give --recipe {recipe}" if recipe else "see `prior-bench weights inspect FILE`")
         theirs = tuple(self.kind.names)
         ours = renamed({key: value for key, value in state.items() if key.startswith(theirs)}, self.kind.names)
-        heads = {key for key in self.state_dict() if key.startswith(("image_head.", "text_head."))}
-        if missing := sorted(heads - ours.keys()):
-            raise UserError("the file lacks a head, without which images and texts do not meet", where=missing[0],
-                            fix="use its image encoder alone: --method encoder")
         images = timm_state(self.image_encoder.model, state)
-        texts = {key: value for key, value in text_state(state, layout).items()
-                 if not key.startswith("pooler.") and ".crossattention." not in key}
+        texts = {key: value for key, value in text_state(state, layout).items() if not key.startswith("pooler.")}
+        if texts:
+            self._check_heads(ours)
         ours |= {f"image_encoder.model.{key}": value for key, value in images.items()}
         ours |= {f"text_encoder.model.{key}": value for key, value in texts.items()}
-        if not self.kind.ordered:
+        if texts and not self.kind.ordered:
             ours.setdefault(_TOKEN_TYPES, torch.zeros_like(self.state_dict()[_TOKEN_TYPES]))
         return ours
+
+    def _check_heads(self, found: Mapping[str, Tensor]) -> None:
+        """Heads of other layers or sizes would leave these random, or compute something else."""
+        theirs = {key: tuple(value.shape) for key, value in found.items()}
+        ours = {key: tuple(value.shape) for key, value in self.state_dict().items()
+                if key.startswith(("image_head.", "text_head."))}
+        if theirs != ours:
+            key = min(key for key in theirs | ours if theirs.get(key) != ours.get(key))
+            raise UserError("the file's heads are not those of the recipe", where=key,
+                            expected=f"shape {ours[key]}" if key in ours else "no such tensor",
+                            fix=f"it has {theirs.get(key, 'none')}; --set width=N is the joint width; "
+                                "or use its image encoder alone: --method encoder")
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
         if self.kind.image == "class token":

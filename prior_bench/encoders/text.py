@@ -115,8 +115,8 @@ class TextEncoder(nn.Module):
         return out
 
     def layers(self, ids: Tensor, mask: Tensor, numbers: Sequence[int]) -> Tensor:
-        """Hidden states after the layers of these numbers, counted from 1: (len(numbers), B, L, width). For BERT and
-        its kin.
+        """Hidden states after the layers of these numbers, 0 for the embeddings: (len(numbers), B, L, width). For BERT
+        and its kin.
 
         Seen by hooks: transformers' own record of hidden states does not survive copying a model.
         """

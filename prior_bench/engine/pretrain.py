@@ -127,7 +127,7 @@ def check_trainable(method_name: str, recipe: Recipe) -> None:
     """UserError for a method or recipe without a pre-training step, or stages that do not add up."""
     if recipe.training is None or not plugins.load("methods", method_name).pretrains:
         raise UserError(f"the method {method_name!r} has nothing to pre-train with this recipe", where="training",
-                        fix="use it as it is: its weights are made from the recipe and the seed alone")
+                        fix="give it to `prior-bench run`, which needs no pre-training of it")
     total = sum(stage.share for stage in recipe.training.stages)
     if abs(total - 1) > 1e-6:
         raise UserError(f"the stages' shares add up to {total:g}", where="training.stages", expected="a sum of 1")
