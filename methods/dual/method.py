@@ -52,7 +52,7 @@ def _mgca_head(inputs: int, outputs: int) -> nn.Module:
 
 _BIAS_FREE = partial(nn.Linear, bias=False)
 _CXR_CLIP = {"image_projection.projection.": "image_head.", "text_projection.projection.": "text_head.",
-             "image_projection.": "image_head.", "text_projection.": "text_head."}  # whatever else is there
+             "image_projection.": "image_head.", "text_projection.": "text_head."}  # the rest, to be refused
 _MGCA = {"img_encoder.global_embed.head.": "image_head.", "text_encoder.global_embed.head.": "text_head."}
 _TEXT_HEAD = {"text_model.projection_head.": "text_head."}
 MODELS = {
