@@ -292,7 +292,7 @@ def _weights(request: Request, method: str, seed: int, source: Opened | None) ->
     made_from: list[Any] = [method, values, seed, digest_sources(plugin) if plugin else None,
                             _core_digest(_TRAINING_SOURCES if trains else _SOURCES), _library_versions(),
                             _local_weights(values, request.cache)]
-    loads = request.recipe in recipe_files.released(file).values()
+    loads = not trains and recipe_files.serves_a_file(file, request.recipe)
     if request.weights is not None:
         if not trains and not loads:
             raise UserError(f"the method {method!r} takes no weights", where="--weights", fix="leave --weights out")

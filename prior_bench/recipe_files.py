@@ -42,6 +42,11 @@ def released(file: Path) -> dict[str, str]:
     return dict(_content(file).get("released", {}))
 
 
+def serves_a_file(file: Path, name: str) -> bool:
+    """Whether a recipe without training is for weights from a file: `released:` names it, or others of it train."""
+    return name in released(file).values() or any(resolve(file, other).get("training") for other in read(file))
+
+
 def _content(file: Path) -> dict[str, Any]:
     import yaml
 

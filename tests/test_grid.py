@@ -141,6 +141,7 @@ def test_the_cell_depends_on_the_recipe_and_the_profile(request_):
     ({"methods": ("prior",)}, "give --pretrain-on, or --weights"),
     ({"weights": Path("none.pt")}, "none.pt"),
     ({"weights": PLUGIN}, "takes no weights"),
+    ({"methods": ("prior",), "recipe": "image-only"}, "is for a released file, and none is given"),
     ({"methods": ("toy-method", "toy-other"), "weights": PLUGIN}, "belongs to one method"),
     ({"targets": ("reports",), "datasets": ("toy-data", "phantom")}, "nothing to evaluate"),
 ])

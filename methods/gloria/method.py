@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from prior_bench.data.augment import Augmentation
@@ -33,7 +33,7 @@ PROMPTS = Path(__file__).parent / "prompts.yaml"
 
 
 class GloriaRecipe(Recipe):
-    """GLoRIA's settings; the joint width is the text encoder's, whatever `width` says."""
+    """GLoRIA's settings; the joint width is the text encoder's, so that `width` is not set."""
 
     tau_1: float = Field(4.0, gt=0)  # of the attention over regions
     tau_2: float = Field(5.0, gt=0)  # of the words' cosines
@@ -42,6 +42,12 @@ class GloriaRecipe(Recipe):
     length_normalised: bool = True  # the mean over words in the image-report similarity, in place of the sum
     sentences: bool = False  # train on one random sentence, not on the whole report
     augmentation: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _no_width(self) -> GloriaRecipe:
+        if self.width != Recipe.model_fields["width"].default:
+            raise ValueError("width: the joint width is the text encoder's; leave it out")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +137,15 @@ class Gloria(DualEncoder):
         return out
 
     def _text(self, tokens: Batch) -> _Text:
-        """A word is the sum of its pieces, a report that of its words (its length is made 1), over the last layers."""
+        """A word is the sum of its pieces, a report that of its words (its length is made 1), over the last layers. A
+        text without words is its special tokens."""
         layers = min(self.recipe.text_layers, self.text_encoder.model.config.num_hidden_layers)
         pieces = self.text_encoder.last_layers(tokens["ids"], tokens["mask"], layers).sum(dim=0).float()
         count = max(int(tokens["word"].max()) + 1, 1)
         words, sizes = segment_sums(pieces, tokens["word"], count)
         mask = sizes > 0
-        total = (pieces * tokens["mask"].unsqueeze(-1)).sum(dim=1) if self.official_text else words.sum(dim=1)
+        whole = (pieces * tokens["mask"].unsqueeze(-1)).sum(dim=1)
+        total = whole if self.official_text else torch.where(mask.any(dim=1, keepdim=True), words.sum(dim=1), whole)
         return _Text(F.normalize(total, dim=-1), words, mask)
 
     # --------------------------------------------------------------------------------------- training

@@ -97,11 +97,8 @@ class Mgca(DualEncoder):
     # --------------------------------------------------------------------------------------- encoding
 
     def encode_image(self, images: Tensor) -> ImageFeatures:
-        if self.image_encoder.plain:
-            seen = self.image_encoder.with_class_token(images)
-            return ImageFeatures(unit(self.image_global(seen.token)), seen.map)
-        features = self.image_encoder(images)
-        return ImageFeatures(unit(self.image_global(features.mean(dim=(2, 3)))), features)
+        whole, features = self.image_encoder.whole(images)
+        return ImageFeatures(unit(self.image_global(whole)), features)
 
     def encode_text(self, texts: Sequence[str]) -> TextFeatures:
         text = self._text(self.tokens(texts))

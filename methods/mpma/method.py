@@ -85,6 +85,9 @@ class Mpma(DualEncoder):
         if not self.image_encoder.plain:
             raise UserError(f"MPMA masks patches, which {recipe.image.name!r} does not have", where="image.name",
                             expected="a plain vision transformer, such as vit_tiny_patch16_224")
+        if recipe.image.size % self.image_encoder.stride:
+            raise UserError(f"MPMA reconstructs whole patches, and images of {recipe.image.size} pixels do not divide "
+                            "into them", where="image.size", expected=f"a multiple of {self.image_encoder.stride}")
         image, text, width = self.image_encoder.channels, text_encoder.width, recipe.width
         self.image_head, self.text_head = _head(image, width), _head(text, width)
         self.image_local, self.text_local = nn.Linear(image, width), nn.Linear(text, width)

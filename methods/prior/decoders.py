@@ -93,7 +93,8 @@ def match(outputs: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     cost = torch.cdist(outputs, targets[:, :used].float(), p=1) - outputs.abs().sum(dim=2, keepdim=True)
     counts = mask.sum(dim=1).tolist()
     order = np.empty(mask.shape, np.int64)
-    for row, (sample, count) in enumerate(zip(cost.cpu().numpy(), counts, strict=True)):
+    costs = cost.nan_to_num().cpu().numpy()  # a run that diverges goes on to its loss, where it is told
+    for row, (sample, count) in enumerate(zip(costs, counts, strict=True)):
         matched, target = linear_sum_assignment(sample[:, :count])
         order[row, target] = matched
         order[row, count:] = np.setdiff1d(np.arange(len(sample)), matched)

@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from prior_bench.data.augment import Augmentation, augment
-from prior_bench.encoders.image import ImageEncoder, fit_channels, image_input
+from prior_bench.data.augment import Augmentation
+from prior_bench.encoders.dual import DualEncoder
+from prior_bench.encoders.image import fit_channels
 from prior_bench.encoders.pooling import AttentionPool, sentence_means
 from prior_bench.encoders.text import TextEncoder
 from prior_bench.losses import info_nce, masked_mean, mean_over_pairs
-from prior_bench.method import Batch, ImageFeatures, Method, Sample, StudyView, TextFeatures
+from prior_bench.method import Batch, ImageFeatures, Sample, StudyView, TextFeatures
 from prior_bench.methods.prior import official
 from prior_bench.methods.prior.decoders import (
     ImageDecoder,
@@ -95,22 +96,19 @@ class _Text:
     report: Tensor
 
 
-class Prior(Method):
+class Prior(DualEncoder):
     name = "prior"
     title = "PRIOR"
     paper = "https://arxiv.org/abs/2307.12577"
     contrastive: ClassVar[Mapping[str, float]] = {"L_global": 1, "L_gpa": 1}
     recipe_class: ClassVar[type[Recipe]] = PriorRecipe
     local_weight: ClassVar[float] = 0.5
+    recipe: PriorRecipe
     official_layout: Tensor
 
     def __init__(self, recipe: PriorRecipe, text_encoder: TextEncoder | None):
-        super().__init__()
-        width = recipe.width
-        self.recipe = recipe
-        self.image_input = image_input(recipe.image)
-        self.image_encoder = ImageEncoder(recipe.image)
-        channels = self.image_encoder.channels
+        super().__init__(recipe, text_encoder)
+        width, channels = recipe.width, self.image_encoder.channels
         self.image_pool = None
         if recipe.pooling == "attention":
             self.image_pool = AttentionPool(channels, recipe.pool_heads, self.image_encoder.grid(recipe.image.size))
@@ -118,9 +116,7 @@ class Prior(Method):
         self.local_image_projection = _projection(channels, width)
         self.register_buffer("official_layout", torch.tensor(recipe.official_layout))  # travels with the weights
         if text_encoder is None:
-            self.has_text = False
             return
-        self.text_encoder = text_encoder
         self.local_text_projection = _projection(text_encoder.width, width)
         self.sentence_pool = AttentionPool(width, recipe.pool_heads)
         self.cross_attention = CrossAttention(width)
@@ -136,12 +132,9 @@ class Prior(Method):
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, texts: Iterable[str] | None = None, tokenizer: Path | None = None) -> Prior:
-        assert isinstance(recipe, PriorRecipe)
-        return cls(recipe, TextEncoder.build(recipe.text, texts, tokenizer) if recipe.text else None)
-
-    def save_tokenizer(self, folder: Path) -> None:
-        if self.recipe.text:
-            self.text_encoder.save(folder)
+        if isinstance(recipe, PriorRecipe) and recipe.text is None:  # for the authors' image-only file
+            return cls(recipe, None)
+        return super().from_recipe(recipe, texts, tokenizer)
 
     def adapt_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         if official.is_ours(state):
@@ -165,13 +158,6 @@ class Prior(Method):
             return super().encode_text(texts)
         encoded = self._encode_sentences(texts)
         return TextFeatures(encoded.report, encoded.sentences, encoded.mask)
-
-    def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.image_encoder.pyramid(images)
-
-    @property
-    def pyramid_channels(self) -> tuple[int, int, int, int]:
-        return self.image_encoder.pyramid_channels
 
     def local_score(self, images: Tensor, texts: Sequence[str]) -> Tensor | None:
         """Mean sigmoid attention of both directions over tokens and sentences, in (0, 1)."""
@@ -218,11 +204,7 @@ class Prior(Method):
         return torch.cat(scores)
 
     def _encode_sentences(self, texts: Sequence[str]) -> _Text:
-        from prior_bench.data.reports import split_sentences
-
-        device = self.logit_scale.device
-        tokens = self.text_encoder.pad([self.text_encoder.tokens(split_sentences(t)) for t in texts])
-        return self._text({key: value.to(device) for key, value in tokens.items()}, quantise=self._quantised(-1))
+        return self._text(self.tokens(texts), quantise=self._quantised(-1))
 
     def _global(self, features: Tensor) -> Tensor:
         """Unit-length image vectors (B, D) from last maps (B, C, h, w)."""
@@ -262,14 +244,9 @@ class Prior(Method):
 
     def view(self, study: StudyView, rng: np.random.Generator) -> Sample:
         """One of the study's images, slightly moved, and its sentences in random order."""
-        pixels = augment(study.images[rng.integers(len(study.images))], self.recipe.augmentation, rng)
         sentences = study.report.sentences
         shuffled = [sentences[i] for i in rng.permutation(len(sentences))]
-        return {"image": pixels, "tokens": self.text_encoder.tokens(shuffled)}
-
-    def collate(self, samples: Sequence[Sample]) -> Batch:
-        images = torch.from_numpy(np.stack([s["image"] for s in samples])).unsqueeze(1)
-        return {"image": images, **self.text_encoder.pad([s["tokens"] for s in samples])}
+        return self.pair(study, shuffled, self.recipe.augmentation, rng)
 
     def losses(self, batch: Batch, progress: float) -> dict[str, tuple[float, Tensor]]:
         assert self.recipe.training is not None
@@ -298,7 +275,7 @@ class Prior(Method):
             terms["L_proto"] = masked_mean(distance, text.mask)
         if "L_rec" in weights:
             terms["L_rec"] = self._reconstruct_image(images, features, tokens, seen.of_tokens)
-        if "L_spg" in weights:
+        if weights.keys() & {"L_spg", "L_kl", "L_gpa"}:
             terms |= self._generate_sentences(tokens, text, scale)
         return {name: (weight, terms[name]) for name, weight in weights.items()}
 

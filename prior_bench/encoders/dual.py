@@ -14,30 +14,40 @@ from prior_bench.data.augment import Augmentation, augment
 from prior_bench.data.reports import split_sentences
 from prior_bench.encoders.image import ImageEncoder, image_input
 from prior_bench.encoders.text import TextEncoder
+from prior_bench.errors import UserError
 from prior_bench.method import Batch, Method, Sample, StudyView
 from prior_bench.recipes import Recipe
 
 
 class DualEncoder(Method):
-    """Base of methods that train on pairs. Subclasses add heads, `encode_image`, `encode_text`, `view` and `losses`."""
+    """Base of methods that train on pairs. Subclasses add heads, `encode_image`, `encode_text`, `view` and `losses`.
+
+    One that has weights without text in the world, too, builds itself without a text encoder.
+    """
 
     recipe: Recipe
+    text_encoder: TextEncoder
 
-    def __init__(self, recipe: Recipe, text_encoder: TextEncoder):
+    def __init__(self, recipe: Recipe, text_encoder: TextEncoder | None):
         super().__init__()
         self.recipe = recipe
         self.image_input = image_input(recipe.image)
         self.image_encoder = ImageEncoder(recipe.image)
-        self.text_encoder = text_encoder
+        self.has_text = text_encoder is not None
+        if text_encoder is not None:
+            self.text_encoder = text_encoder
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, texts: Iterable[str] | None = None, tokenizer: Path | None = None) -> Self:
         assert isinstance(recipe, cls.recipe_class)
-        assert recipe.text is not None
+        if recipe.text is None:
+            raise UserError(f"{cls.title} needs a text encoder, and the recipe has none", where="text",
+                            expected="a text encoder's name and sizes", fix="leave text=null out")
         return cls(recipe, TextEncoder.build(recipe.text, texts, tokenizer))
 
     def save_tokenizer(self, folder: Path) -> None:
-        self.text_encoder.save(folder)
+        if self.recipe.text is not None:
+            self.text_encoder.save(folder)
 
     def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.image_encoder.pyramid(images)

@@ -82,8 +82,20 @@ class ImageEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self._maps(images, [self.last])[0]
 
+    def whole(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """One vector (B, channels) of each image, a plain transformer's class token or the mean of the last map, and
+        the last map (B, channels, h, w)."""
+        if self.plain:
+            seen = self.with_class_token(images)
+            return seen.token, seen.map
+        last = self(images)
+        return last.mean(dim=(2, 3)), last
+
     def with_class_token(self, images: Tensor) -> ClassToken:
         """A plain transformer's class token, its patch tokens on their grid, and who the token attends to."""
+        if not getattr(self.model, "num_prefix_tokens", 0):
+            raise UserError("the image encoder has no class token, which this method reads", where="image.name",
+                            expected="a plain vision transformer with one, such as vit_tiny_patch16_224")
         attended: list[Tensor] = []
         last = self.model.blocks[-1].attn  # type: ignore[union-attr, index]
         hook = last.register_forward_pre_hook(lambda module, inputs: attended.append(inputs[0]))

@@ -46,7 +46,7 @@ class TextEncoder(nn.Module):
         self.model = model
         self.tokenizer = tokenizer
         self.width: int = model.config.hidden_size
-        self.max_tokens = min(max_tokens, getattr(model.config, "max_position_embeddings", max_tokens))
+        self.max_tokens = min(max_tokens, _positions(model) or max_tokens)
         self.plain_words = plain_words
         self.without_order = False  # every token at position 0, as MGCA's authors have it
         self._memo: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
@@ -76,8 +76,8 @@ class TextEncoder(nn.Module):
             tokenizer = _from_hub(transformers.AutoTokenizer, spec.name)
             model = _from_hub(transformers.AutoModel, spec.name)
             if spec.first_layers is not None:
-                model.encoder.layer = model.encoder.layer[: spec.first_layers]
-                model.config.num_hidden_layers = len(model.encoder.layer)
+                kept = _blocks(model)[: spec.first_layers]
+                model.encoder.layer, model.config.num_hidden_layers = kept, len(kept)
         return cls(model, tokenizer, spec.max_tokens, spec.plain_words)
 
     def save(self, folder: Path) -> None:
@@ -120,7 +120,7 @@ class TextEncoder(nn.Module):
 
         Seen by hooks: transformers' own record of hidden states does not survive copying a model.
         """
-        blocks = self.model.encoder.layer
+        blocks = _blocks(self.model)
         states: dict[int, Tensor] = {}
         hooks = [blocks[number].register_forward_pre_hook(partial(_keep, states, number))
                  for number in set(numbers) if number < len(blocks)]
@@ -133,7 +133,7 @@ class TextEncoder(nn.Module):
 
     def last_layers(self, ids: Tensor, mask: Tensor, layers: int) -> Tensor:
         """Hidden states of the last layers, the last one last: (layers, B, L, width)."""
-        last = len(self.model.encoder.layer)
+        last = len(_blocks(self.model))
         return self.layers(ids, mask, range(last - layers + 1, last + 1))
 
     def with_class_attention(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,7 +141,7 @@ class TextEncoder(nn.Module):
         averaged over heads, without gradient."""
         before, last = self.last_layers(ids, mask, 2)
         with torch.no_grad():
-            attention = self.model.encoder.layer[-1].attention.self
+            attention = _blocks(self.model)[-1].attention.self
             heads = attention.num_attention_heads
             query = attention.query(before[:, :1]).unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, heads, 1, d)
             key = attention.key(before).unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -152,7 +152,7 @@ class TextEncoder(nn.Module):
     def freeze(self, layers: int) -> None:
         """Stop training the embeddings and the first `layers` layers; 0 leaves everything as it is."""
         if layers:
-            for module in (self.model.embeddings, *self.model.encoder.layer[:layers]):
+            for module in (self.model.embeddings, *_blocks(self.model)[:layers]):
                 module.requires_grad_(False)
 
     def _pieces(self, sentence: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -164,6 +164,23 @@ class TextEncoder(nn.Module):
             encoded = self.tokenizer(text, add_special_tokens=False, verbose=False)
             self._memo[sentence] = tuple(encoded["input_ids"]), tuple(encoded.word_ids())
         return self._memo[sentence]
+
+
+def _blocks(model: Any) -> Any:
+    """The layers of BERT and its kin, which share BERT's names."""
+    layers = getattr(getattr(model, "encoder", None), "layer", None)
+    if layers is None:
+        raise UserError(f"the method looks into the text encoder's layers, which {type(model).__name__} does not name "
+                        "as BERT does", where="text.name", expected="BERT or its kin (RoBERTa, ELECTRA)")
+    return layers
+
+
+def _positions(model: Any) -> int | None:
+    """Tokens that the table of positions serves; RoBERTa's begins behind the number of its padding token."""
+    count: int | None = getattr(model.config, "max_position_embeddings", None)
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    first = getattr(table, "padding_idx", None)
+    return count if count is None or first is None else count - first - 1
 
 
 def _keep(states: dict[int, Tensor], number: int, block: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -148,3 +148,25 @@ def test_last_layers_end_with_the_output():
         states = encoder.last_layers(tokens["ids"], tokens["mask"], 2)
         torch.testing.assert_close(states[-1], encoder(tokens["ids"], tokens["mask"]))
     assert states.shape == (2, *tokens["ids"].shape, 16)
+
+
+def small(config: transformers.PretrainedConfig) -> TextEncoder:
+    return TextEncoder(transformers.AutoModel.from_config(config).eval(), build_tokenizer(REPORTS, 90), 100)
+
+
+def test_a_text_encoder_that_names_its_layers_otherwise_is_refused_where_they_are_needed():
+    encoder = small(transformers.DistilBertConfig(vocab_size=90, dim=16, n_layers=1, n_heads=2, hidden_dim=32))
+    batch = encoder.pad([encoder.tokens(["heart"])])
+    assert encoder(batch["ids"], batch["mask"]).shape == (1, len(batch["ids"][0]), 16)
+    for use in (lambda: encoder.last_layers(batch["ids"], batch["mask"], 1), lambda: encoder.freeze(1),
+                lambda: encoder.with_class_attention(batch["ids"], batch["mask"])):
+        with pytest.raises(UserError, match="DistilBertModel"):
+            use()
+
+
+def test_a_text_is_cut_to_the_positions_that_roberta_has():
+    encoder = small(transformers.RobertaConfig(vocab_size=90, hidden_size=16, num_hidden_layers=1, pad_token_id=1,
+                                               num_attention_heads=2, intermediate_size=32, max_position_embeddings=34))
+    assert encoder.max_tokens == 32
+    batch = encoder.pad([encoder.tokens(["heart"] * 50)])
+    assert encoder(batch["ids"], batch["mask"]).shape == (1, 32, 16)

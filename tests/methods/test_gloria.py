@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prior_bench import recipes
+from prior_bench.errors import UserError
 from prior_bench.method import StudyView
 from prior_bench.methods.gloria.local_similarity import log_sum_exp, word_cosines
 from prior_bench.methods.gloria.method import Gloria, GloriaRecipe
@@ -118,7 +119,16 @@ def test_a_report_without_words_leaves_losses_gradients_and_scores_finite(mean):
     assert all(p.grad.isfinite().all() for p in method.parameters() if p.grad is not None)
     with torch.no_grad():
         scores = method.local_score(method.normalise(torch.zeros(1, 1, 64, 64, dtype=torch.uint8)), ["Без", "Edema."])
+        joint = method.encode_text(["Без", "Edema."]).joint
     assert scores.isfinite().all()
+    torch.testing.assert_close(joint.norm(dim=1), torch.ones(2))
+
+
+def test_a_width_is_refused_and_so_is_a_recipe_without_text():
+    with pytest.raises(UserError, match="the joint width is the text encoder's"):
+        gloria(width=999)
+    with pytest.raises(UserError, match="GLoRIA needs a text encoder"):
+        gloria(text=None)
 
 
 def test_local_score_and_paper_scores_by_loops():

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from prior_bench import losses, recipes
+from prior_bench.errors import UserError
 from prior_bench.method import StudyView
 from prior_bench.methods.mgca.alignment import clipped_weights
 from prior_bench.methods.mgca.method import Mgca, MgcaRecipe
@@ -134,6 +135,12 @@ def test_class_attention_is_what_timm_computes():
         timm.layers.set_fused_attn(True)
     prefix = method.image_encoder.model.num_prefix_tokens
     torch.testing.assert_close(seen.attention, maps[0][:, :, 0, prefix:].mean(dim=1))
+
+
+def test_a_transformer_without_a_class_token_is_refused():
+    method = mgca(**{"image.name": "vit_medium_patch16_gap_240"})
+    with pytest.raises(UserError, match="no class token"):
+        method.encode_image(torch.zeros(1, 1, 64, 64))
 
 
 def test_clipped_weights_ignore_padding():

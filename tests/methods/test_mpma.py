@@ -199,10 +199,12 @@ def test_the_image_decoder_puts_visible_patches_where_they_were():
             torch.testing.assert_close(found[i], expected)
 
 
-def test_every_part_learns_and_a_cnn_is_refused():
+def test_every_part_learns_and_what_has_no_whole_patches_is_refused():
     method = mpma().train()
     sum(weight * value for weight, value in method(batch_of(method)).values()).backward()
     for name, part in method.named_children():
         assert sum(float(p.grad.abs().sum()) for p in part.parameters() if p.grad is not None) > 0, name
     with pytest.raises(UserError, match="plain vision transformer"):
         mpma(**{"image.name": "test_resnet"})
+    with pytest.raises(UserError, match="do not divide into them"):
+        mpma(**{"image.size": 72})

@@ -184,7 +184,9 @@ def test_every_term_is_on_in_every_recipe(name):
 
 
 def test_all_recipes_are_valid_and_their_stages_complete():
-    for name in read(recipe_file("prior")):
+    trained = [name for name in read(recipe_file("prior")) if name != "image-only"]
+    assert recipes.load(recipe_file("prior"), "image-only", PriorRecipe).training is None
+    for name in trained:
         shares = [s.share for s in recipes.load(recipe_file("prior"), name, PriorRecipe).training.stages]
         assert sum(shares) == pytest.approx(1, abs=1e-6)
 
@@ -194,6 +196,14 @@ def test_weights_for_another_number_of_stages_are_refused():
         recipe(weights=[{"L_global": 1}, {"L_global": 1}])
     with pytest.raises(UserError, match="L_globl"):
         recipe(weights=[{"L_globl": 1}] * 3)
+
+
+@pytest.mark.parametrize("term", ["L_spg", "L_kl", "L_gpa"])
+def test_each_term_of_the_generated_sentences_can_stand_alone(term):
+    whole, alone = prior().eval(), prior(weights=[{"L_global": 1}] * 2 + [{"L_proto": 1, term: 1}]).eval()
+    terms = alone(batch_of(alone), LAST)
+    assert set(terms) == {"L_proto", term}
+    assert terms[term][1] == whole(batch_of(whole), LAST)[term][1]
 
 
 def test_gradients_reach_everything_that_trains():
@@ -340,6 +350,12 @@ def test_the_matching_is_the_best_assignment_and_in_the_targets_order():
         cost = (outputs[b].unsqueeze(1) - targets[b].unsqueeze(0)).abs().sum(dim=2).numpy()
         best = cost[linear_sum_assignment(cost)].sum()
         assert (matched[b] - targets[b]).abs().sum().item() == pytest.approx(best, rel=1e-5)
+
+
+def test_the_matching_of_a_diverged_run_goes_on():
+    outputs = torch.full((1, 3, 4), float("nan"))
+    order = match(outputs, torch.randn(1, 3, 4), torch.ones(1, 3, dtype=torch.bool))
+    assert sorted(order[0].tolist()) == [0, 1, 2]
 
 
 def test_the_matching_undoes_a_permutation_that_is_not_its_own_inverse():
