@@ -106,7 +106,7 @@ def _tell(grid: Grid, weights: Weights, missing: Sequence[PlannedCell], done: Su
           summary: Summary) -> None:
     """Tell the listener what a worker left on disk, and add up."""
     summary.new += done.new
-    summary.elsewhere += done.elsewhere
+    summary.found += done.found
     summary.failed |= done.failed
     again = plan(replace(grid.request, methods=[weights.method], seeds=[weights.seed]))
     for cell in again.cells:

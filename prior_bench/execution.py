@@ -49,10 +49,11 @@ class Listener(Protocol):
 
 @dataclass(slots=True)
 class Summary:
-    """What a run did: how many cells are new, were made by another process meanwhile, and failed (with tracebacks)."""
+    """What a run did: how many cells are new, were found stored once their weights were known (by an earlier run, or
+    meanwhile by another process), and failed (with tracebacks)."""
 
     new: int = 0
-    elsewhere: int = 0
+    found: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -91,7 +92,7 @@ def _run_weights(grid: Grid, weights: Weights, cells: list[PlannedCell], precisi
     seconds = perf_counter() - start
     for dataset, group in groupby(cells, key=lambda cell: cell.dataset):
         runner = _Runner(grid, obtained, dataset, precision, seconds, listener, summary)
-        runner.run([cell for cell in group if not grid.done(cell)])
+        runner.run(list(group))
 
 
 # ------------------------------------------------------------------------------------------ weights
@@ -127,13 +128,13 @@ def obtain(grid: Grid, weights: Weights, precision: Precision, listener: Listene
         method = new_method(kind, recipe, weights.seed, texts)
         coverage = getattr(getattr(method, "image_encoder", None), "coverage", None)  # of a file in image.weights
         return Obtained(method, weights.digest, values, {"coverage": str(coverage)} if coverage else {})
-    from prior_bench.engine.pretrain import pretrain, read_log, thinned
+    from prior_bench.engine.pretrain import log_file, pretrain, read_log, thinned
 
     assert source is not None
     folder = pretrain(weights.method, recipe, source, seed=weights.seed, precision=precision, cache=request.cache,
                       report=lambda phase, share, text: listener.weights(weights, phase, share, text),
                       command=provenance.command())
-    notes = {"pretrain_key": folder.parent.name, "losses": thinned(read_log(folder.parent / "log.jsonl"))}
+    notes = {"pretrain_key": folder.parent.name, "losses": thinned(read_log(log_file(folder)))}
     return Obtained(load_method(folder), weights_digest(folder, request.cache), values, notes)
 
 
@@ -187,7 +188,7 @@ class _Runner:
         try:
             with results.cell_lock(self.output, cell).acquire(timeout=timeout):
                 if results.is_done(self.output, cell):
-                    self.summary.elsewhere += 1
+                    self.summary.found += 1
                     self.listener.finished(planned, results.read_result(results.result_path(self.output, cell)), 0.0)
                 else:
                     self._guarded(planned, cell)

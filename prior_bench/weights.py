@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 WEIGHTS, RECIPE, META, TOKENIZER = "weights.safetensors", "recipe.json", "meta.json", "tokenizer"
+_HISTORY = (META, "log.jsonl")  # say how the weights were made, not what they compute
 IMAGE, TEXT, HEADS = "image encoder", "text encoder", "heads"
 PARTS = {"image_encoder": IMAGE, "text_encoder": TEXT}  # by first name of a key; the rest are heads
 
@@ -190,11 +191,11 @@ def _read_json(file: Path) -> Any:
 
 
 def weights_digest(path: Path, memo: Path | None = None) -> str:
-    """Digest of what a weights folder or file computes: weights, recipe and tokenizer; not its provenance."""
+    """Digest of what a weights folder or file computes: weights, recipe and tokenizer; not its history."""
     path = Path(path)
     if path.is_file():
         return digest_file(path, memo)
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name != META)
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in _HISTORY)
     return digest_json([[str(p.relative_to(path)), digest_file(p, memo)] for p in files])
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from prior_bench import execution, grid, plugins, results
+from prior_bench.engine.precision import choose
 from prior_bench.errors import UserError
 from prior_bench.grid import Request
 
@@ -240,6 +241,17 @@ def test_a_cell_in_flight_elsewhere_comes_last(request_):
     listener.waiting = lambda _: lock.release()  # the other process ends without a result, as after kill -9
     execution.execute(planned, listener)
     assert [c.plan for c in listener.done] == [c.plan for c in [*planned.cells[1:], first]]
+
+
+def test_stored_cells_are_shown_again_once_their_weights_are_known(request_):
+    run(request_)
+    planned = grid.plan(request_)
+    forgotten = [replace(cell, weights=replace(cell.weights, digest=None)) for cell in planned.cells]
+    listener = Silent()
+    execution._run_weights(replace(planned, cells=forgotten), planned.cells[0].weights, forgotten,
+                           choose("cpu", "fp32"), listener, summary := execution.Summary())
+    assert (summary.new, summary.found) == (0, len(planned.cells))
+    assert [cell.plan for cell in listener.done] == [cell.plan for cell in planned.cells]
 
 
 @pytest.mark.parametrize("given", ["w", "w/weights.safetensors"])

@@ -39,11 +39,11 @@ CASES = {
     "place": {**TINY_TEXT, **PLACE},
     "place (vit)": {**TINY_TEXT, **PLACE, **VIT},
     "mpma": {**TINY_TEXT, **VIT, "width": 8, **FUSION},
-    "random": TINY, "thumbnail": TINY, "supervised": TINY, "encoder": TINY,
+    "random": TINY, "thumbnail": TINY, "supervised": TINY,
     "imagenet": {**TINY, "image.weights": "random"},
 }
-# checked in tests/methods/test_pretrained.py and test_dual.py, on small checkpoints
-WITH_WEIGHTS = {"timm", "open-clip", "hf", "dual"}
+# checked in tests/methods/test_pretrained.py, test_reference.py and test_dual.py, on small checkpoints
+WITH_WEIGHTS = {"timm", "open-clip", "hf", "encoder", "dual"}
 
 
 def build(name, settings, kind=None):

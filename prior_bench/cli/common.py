@@ -6,11 +6,14 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
 from prior_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from prior_bench.data.dataset import Dataset
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -72,6 +75,13 @@ def cache_folder(given: Path | None) -> Path:
     if os.environ.get(CACHE_VARIABLE):
         return Path(os.environ[CACHE_VARIABLE])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prior-bench"
+
+
+def tell_left_out(dataset: Dataset) -> None:
+    """A line that lists the unreadable images that --max-bad-images left out."""
+    if dataset.exclude:
+        typer.echo(f"left out: {len(dataset.exclude)} unreadable images of {dataset.name}: "
+                   f"{', '.join(sorted(dataset.exclude))}")
 
 
 def add_plugins(files: list[Path] | None) -> None:

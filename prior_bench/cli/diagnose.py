@@ -27,7 +27,7 @@ def diagnose(
 
     from prior_bench import grid, results
     from prior_bench.engine.precision import choose
-    from prior_bench.engine.pretrain import read_log
+    from prior_bench.engine.pretrain import log_file, read_log
     from prior_bench.weights import load_method, weights_digest
 
     home = cache_folder(cache)
@@ -35,9 +35,9 @@ def diagnose(
     data = grid.open_dataset(dataset, grid.Request(methods=[method.name], cache=home, data_root=data_root))
     results.check_writable(output, 1 << 20, "--output")
     method.to(choose(device).device)
-    rows = read_log(weights.parent / "log.jsonl")
+    rows = read_log(log_file(weights))
     if not rows:
-        typer.echo(f"no curves: there is no log at {weights.parent / 'log.jsonl'}")
+        typer.echo(f"no curves: there is no log at {log_file(weights)}")
     from prior_bench.diagnosis import diagnose as look
 
     found = look(method, rows, data.dataset, output, home / "images", typer.echo)

@@ -80,7 +80,8 @@ class Display:
         self.states[cell].text = "waiting for another process"
 
     def finished(self, cell: PlannedCell, result: Result, seconds: float) -> None:
-        self.seconds[cell.task, cell.plan.mode].append(seconds)
+        if seconds:  # else it was found stored
+            self.seconds[cell.task, cell.plan.mode].append(seconds)
         self._finish(cell, result)
 
     def failed(self, cell: PlannedCell, error: str) -> None:
@@ -166,7 +167,8 @@ class PlainDisplay(Display):
         super().finished(cell, result, seconds)
         state = self.states[cell]
         what = f"{state.metric} {state.value:.4f}" if state.value is not None else f"{state.text}: {state.reason}"
-        tail = ", ".join(part for part in (duration(seconds), self.remaining()) if part)
+        took = duration(seconds) if seconds else "stored before"
+        tail = ", ".join(part for part in (took, self.remaining()) if part)
         typer.echo(f"[{self.done}/{len(self.states)}] {cell.title}: {what} ({tail})")
 
     def failed(self, cell: PlannedCell, error: str) -> None:

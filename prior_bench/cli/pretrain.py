@@ -19,6 +19,7 @@ from prior_bench.cli.common import (
     PluginOption,
     add_plugins,
     cache_folder,
+    tell_left_out,
     verb,
 )
 from prior_bench.cli.run import overrides
@@ -53,6 +54,7 @@ def pretrain(
     """Pre-train a method. The same command again continues after a kill, and is done at once when it is complete."""
     add_plugins(plugin)
     from prior_bench import grid, plugins, provenance, recipe_files, recipes, results
+    from prior_bench.engine.pretrain import log_file
     from prior_bench.engine.pretrain import pretrain as train
 
     home = cache_folder(cache)
@@ -60,6 +62,7 @@ def pretrain(
     chosen = recipes.load(recipe_files.recipe_file(method), recipe, kind.recipe_class, overrides(set_ or []))
     request = grid.Request(methods=[method], cache=home, data_root=data_root, max_bad_images=max_bad_images)
     data = grid.open_dataset(dataset, request).dataset
+    tell_left_out(data)
     if output is not None:
         results.check_writable(output.parent, 1 << 20, "--output")
     from prior_bench.engine.precision import choose
@@ -76,6 +79,7 @@ def pretrain(
     typer.echo(f"loss curves: {weights.parent / 'loss_curves.png'}")
     if output is not None:
         shutil.copytree(weights, output, dirs_exist_ok=True)
+        shutil.copy(log_file(weights), output)
         typer.echo(f"copied to: {output}")
 
 

@@ -18,6 +18,7 @@ from prior_bench.cli.common import (
     comma,
     numbers,
     seeds,
+    tell_left_out,
     verb,
 )
 from prior_bench.errors import UserError
@@ -77,6 +78,8 @@ def run(
         profile=profile, recipe=recipe, overrides=overrides(set_ or []), weights=weights,
         allow_partial_weights=allow_partial_weights, device=device, precision=precision, output=output,
         cache=cache_folder(cache), data_root=data_root, max_bad_images=max_bad_images))
+    for opened in planned.datasets.values():
+        tell_left_out(opened.dataset)
     for name, known in planned.left_out.items():
         typer.echo(f"left out: {name} has no recipe {recipe!r}; it has {', '.join(known)}")
     if dry_run:

@@ -40,7 +40,7 @@ class BadImage(UserError):
     def __init__(self, path: Path, reason: str, fix: str):
         self.path, self.reason = path, reason
         super().__init__(f"the image cannot be used: {reason}", where=str(path), expected="a whole, single-frame image",
-                         fix=f"{fix}, or leave it out with --max-bad-images")
+                         fix=f"{fix}, or let `prior-bench run` leave it out with --max-bad-images")
 
 
 def decode(path: Path) -> Image.Image:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread, main_thread
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -121,13 +124,33 @@ class Log(Hook):
 
 
 class Keep(Hook):
-    """Keeps a checkpoint: one a minute, and one after the last step."""
+    """Keeps a checkpoint: one a minute, one after the last step, and one before Ctrl-C ends the run."""
 
     priority = "VERY_LOW"
 
     def __init__(self, folder: Path, group: Group, log: Log | None, steps: int):
         self.folder, self.group, self.log, self.steps = folder, group, log, steps
         self.start = self.saved = 0.0
+        self.interrupted = False
+
+    @contextmanager
+    def over_interrupts(self) -> Iterator[None]:
+        """Let Ctrl-C end the run behind the step, with a checkpoint; a second one ends it at once."""
+        before = signal.getsignal(signal.SIGINT)
+        if self.group.world > 1 or before is not signal.default_int_handler or current_thread() is not main_thread():
+            yield  # ranks would save different steps; and who handles Ctrl-C otherwise goes on to
+            return
+
+        def note(number: int, frame: object) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+
+        signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     def before_train(self, runner: QuietRunner) -> None:
         own = _how(self.group)
@@ -150,12 +173,14 @@ class Keep(Hook):
     def after_train_iter(self, runner: QuietRunner, batch_idx: int, data_batch: Any = None,
                          outputs: Mapping[str, Tensor] | None = None) -> None:
         step = runner.iter + 1
-        if step == self.steps or self._due(step):
+        if step == self.steps or self.interrupted or self._due(step):
             if self.log is not None:
                 self.log.flush()
             runner.save_checkpoint(self.folder, CHECKPOINT, meta={
                 "how": _how(self.group), "seconds": self.seconds, "peak_bytes": self.peak_bytes(runner)})
             self.saved = perf_counter()
+        if self.interrupted:
+            raise KeyboardInterrupt
 
     def _due(self, step: int) -> bool:
         due = perf_counter() - self.saved >= CHECKPOINT_SECONDS

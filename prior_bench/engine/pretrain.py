@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Report = Callable[[str, float, str], None]  # phase, share done in 0..1, what to show beside it
 
+LOG = "log.jsonl"
 LIBRARIES = ("torch", "timm", "transformers", "open-clip-torch", "tokenizers", "numpy", "Pillow")
 _BESIDE = {"step", "epoch", "stage", "images_per_second"}  # of a log's row: no curve
 _PACKAGE = Path(__file__).parents[1]
@@ -131,6 +132,12 @@ def check_trainable(method_name: str, recipe: Recipe) -> None:
     total = sum(stage.share for stage in recipe.training.stages)
     if abs(total - 1) > 1e-6:
         raise UserError(f"the stages' shares add up to {total:g}", where="training.stages", expected="a sum of 1")
+
+
+def log_file(weights: Path) -> Path:
+    """The log of a weights folder: inside it, as `pretrain --output` copies it, or beside it where it was made."""
+    inside = weights / LOG
+    return inside if inside.is_file() else weights.parent / LOG
 
 
 def read_log(file: Path) -> list[dict[str, float]]:

@@ -26,7 +26,7 @@ from prior_bench.engine import memory
 from prior_bench.engine.checkpoint import sync_folder
 from prior_bench.engine.hooks import CHECKPOINT, Keep, Log, Stages
 from prior_bench.engine.precision import choose
-from prior_bench.engine.pretrain import Report, read_log
+from prior_bench.engine.pretrain import LOG, Report, read_log
 from prior_bench.engine.processes import Group
 from prior_bench.engine.runner import QuietRunner, seed_everything
 from prior_bench.engine.samples import Positions, Samples, training_studies
@@ -162,7 +162,7 @@ class Run:
         images = training.batch * group.world
         log = None
         if group.rank == 0:
-            log = Log(self.folder / "log.jsonl", stages, positions.per_epoch, images, self.report, self.log)
+            log = Log(self.folder / LOG, stages, positions.per_epoch, images, self.report, self.log)
         keep = Keep(self.folder, group, log, self.steps)
         last = self.folder / CHECKPOINT
         runner = QuietRunner(
@@ -174,7 +174,8 @@ class Run:
             load_from=last if last.is_file() else None, resume=True,
         )
         try:
-            runner.train()
+            with keep.over_interrupts():
+                runner.train()
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise
@@ -205,7 +206,7 @@ class Run:
                 yield {**group, "params": params, "lr_scale": group["lr_scale"] * factor}
 
     def _provenance(self, seconds: float, peak: int) -> dict[str, Any]:
-        rows = read_log(self.folder / "log.jsonl")
+        rows = read_log(self.folder / LOG)
         return {
             "kind": "pretrain", "dataset": self.dataset.name, "data_digest": self.dataset.digest(), "seed": self.seed,
             "studies": len(self.studies), "images": len(self.store.ids), "steps": self.steps,
@@ -242,7 +243,7 @@ class Run:
         from prior_bench.weights import save_weights
 
         save_weights(self.folder / "weights", self.method.eval(), self.recipe, provenance)
-        draw_losses(read_log(self.folder / "log.jsonl"), self.folder / "loss_curves.png")
+        draw_losses(read_log(self.folder / LOG), self.folder / "loss_curves.png")
         temporary = self.folder / ".done.json"
         temporary.write_text(json.dumps(provenance, indent=2))
         os.replace(temporary, self.folder / "done.json")

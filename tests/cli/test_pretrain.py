@@ -35,6 +35,7 @@ def test_weights_are_made_copied_and_reused(pretrain, tmp_path):
     assert "images/s" in first.output
     method = load_method(tmp_path / "out")
     assert method.image_encoder[1].num_batches_tracked == 10
+    assert (tmp_path / "out" / "log.jsonl").read_text().count("\n") == 10
     again = pretrain()
     assert again.exit_code == 0
     assert "pre-training" not in again.output

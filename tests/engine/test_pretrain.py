@@ -121,6 +121,23 @@ def test_complete_run_is_reused(train, monkeypatch):
     assert train() == first
 
 
+def test_ctrl_c_keeps_the_step_and_the_same_command_goes_on(train, monkeypatch):
+    whole = train("whole")
+    monkeypatch.setattr("prior_bench.engine.hooks.LOG_SECONDS", 0.0)
+
+    def press(phase, share, text):
+        if phase == "pre-training" and share > 0.5:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.default_int_handler)  # in a background job, too
+    with pytest.raises(KeyboardInterrupt):
+        train("cut", report=press)
+    shares: list[float] = []
+    again = train("cut", report=lambda phase, share, text: shares.append(share) if phase == "pre-training" else None)
+    assert min(shares) > 0.5
+    assert weights_digest(again) == weights_digest(whole)
+
+
 def test_bf16_trains(train):
     rows = read_log(train(precision=choose("cpu", "bf16"), epochs=8).parent / "log.jsonl")
     assert rows[-1]["global"] < rows[0]["global"]

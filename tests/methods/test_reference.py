@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from prior_bench import plugins, recipes
+from prior_bench.errors import UserError
 from prior_bench.recipe_files import read, recipe_file
 from prior_bench.task import NotApplicable
+from prior_bench.testing import check_method
 from prior_bench.weights import new_method, state_digest
 
 
@@ -38,6 +41,16 @@ def test_imagenet_sees_images_as_its_weights_configuration_says(recipe, mean, in
     chosen = recipes.load(recipe_file("imagenet"), recipe, cls.recipe_class, {"image.weights": "random"})
     spec = new_method(cls, chosen, 0).image_input
     assert (spec.size, spec.mean, spec.interpolation) == (128, mean, interpolation)
+
+
+def test_an_encoder_from_a_file_conforms_and_none_without_one(tmp_path):
+    with pytest.raises(UserError, match="none is given"):
+        reference("encoder", recipe="resnet50")
+    torch.save(timm.create_model("test_resnet", num_classes=0).state_dict(), tmp_path / "file.pth")
+    cls = plugins.load("methods", "encoder")
+    settings = {"image.name": "test_resnet", "image.size": 64, "image.weights": str(tmp_path / "file.pth")}
+    assert len(check_method(new_method(cls, recipes.load(recipe_file("encoder"), "resnet50", cls.recipe_class,
+                                                         settings), 0))) >= 6
 
 
 def test_random_weights_hang_on_the_seed_alone_and_leave_the_global_state():
