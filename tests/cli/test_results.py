@@ -57,6 +57,17 @@ def test_compare(call, committed):
     assert lines[5:] == ["not compared:", "  zero-shot on phantom/phantom-5x40, small-long: "
                                           "random: random has no text encoder"]
     assert "did you mean 'prior'" in call("compare", "pior", "random", code=2)
+    labels = next(line for line in call("compare", "prior", "random", "--labels").splitlines() if "auroc_edema" in line)
+    a, b, difference = (float(value) for value in labels.partition("auroc_edema")[2].split()[:3])
+    assert difference == pytest.approx(a - b, abs=0.0011)
+    assert "  +0." in labels
+
+
+def test_compare_fails_where_nothing_can_be_compared(call, committed):
+    committed(PATTERN)
+    assert call("compare", "prior", "random", code=2) == (
+        "error: nothing can be compared\n  zero-shot on phantom/phantom-5x40, small-long: "
+        "random: random has no text encoder\n")
 
 
 def test_show(call, committed):
