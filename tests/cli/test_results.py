@@ -83,6 +83,15 @@ def test_show(call, committed):
     assert "not applicable: random has no text encoder" in call("show", "random")
 
 
+def test_show_tells_curves_by_their_ends(call, committed):
+    folder = committed(PATTERN)
+    curve = read_result(folder / f"{CELL}.json").provenance["weights"]["losses"]["total"]
+    (start, first), *_, (stop, last) = curve
+    text = call("show", CELL)
+    assert f"total: {{points: {len(curve)}, steps: {start} to {stop}, first: {first}, last: {last}}}" in text
+    assert len(text.splitlines()) < 150
+
+
 def test_show_warns(call, committed):
     folder = committed(PATTERN)
     tamper(folder / f"{CELL}.json")
@@ -93,6 +102,9 @@ def test_show_names_the_nearest(call, committed):
     committed(PATTERN)
     assert "did you mean 'prior_zero-shot'" in call("show", "pior_zero-shot", code=2)
     assert "3 cells begin with ''" in call("show", "", code=2)
+    text = call("show", "zzz", code=2)
+    assert "unknown beginning of a cell's name: 'zzz'" in text
+    assert f"the .json files of results, as {CELL}.json" in text
     assert "the results folder does not exist" in call("show", CELL, "--results", "none", code=2)
 
 
