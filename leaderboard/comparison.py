@@ -1,13 +1,14 @@
 """Two methods side by side: the difference of the main metric in each cell, in the same bootstrap draws.
 
 Compared are rows of one recipe (one track) pre-trained on the same data, or one of them a reference, over the subset
-and head seeds that both have. What cannot be compared is listed with its reason.
+and head seeds that both have. A reference may also have another recipe, where a table has no recipe of both. What
+cannot be compared is listed with its reason.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from prior_bench.types import Result
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where two methods meet: a table, a track, and a fraction (None: the task trains nothing)."""
+    """Where two methods meet: a table, a track (of two recipes, both), and a fraction (None: nothing is trained)."""
 
     heading: Heading
     recipe: str
@@ -75,10 +76,10 @@ def compare(folder: Path, methods: tuple[str, str], memo: Path,
 
 
 def _in_table(folder: Path, table: Table, methods: tuple[str, str]) -> Iterator[Comparison | LeftOut]:
-    for recipe in sorted({row.recipe for row in table.entries}):
-        place = Place(table.heading, recipe)
-        ours, theirs = ([row for row in sorted(table.entries) if (row.method, row.recipe) == (method, recipe)]
-                        for method in methods)
+    for recipes in _recipes(table, methods):
+        place = Place(table.heading, " and ".join(dict.fromkeys(recipes)))
+        ours, theirs = ([row for row in sorted(table.entries) if (row.method, row.recipe) == wanted]
+                        for wanted in zip(methods, recipes, strict=True))
         for method, rows in zip(methods, (ours, theirs), strict=True):
             if not rows:
                 yield LeftOut(place, f"{method}: {NOT_RUN}")
@@ -87,7 +88,16 @@ def _in_table(folder: Path, table: Table, methods: tuple[str, str]) -> Iterator[
                 yield LeftOut(place, f"pre-trained on other data: {a.label} and {b.label}")
                 continue
             for fraction in table.fractions:
-                yield _at_fraction(folder, table, Place(table.heading, recipe, fraction), (a, b))
+                yield _at_fraction(folder, table, replace(place, fraction=fraction), (a, b))
+
+
+def _recipes(table: Table, methods: tuple[str, str]) -> list[tuple[str, str]]:
+    """The recipes to hold against each other: equal ones, or all of a reference where it shares none."""
+    ours, theirs = ({row.recipe for row in table.entries if row.method == method} for method in methods)
+    reference = any(row.reference for row in table.entries)  # of the two, as there are no others
+    if reference and ours and theirs and not ours & theirs:
+        return list(product(sorted(ours), sorted(theirs)))
+    return [(recipe, recipe) for recipe in sorted(ours | theirs)]
 
 
 def _at_fraction(folder: Path, table: Table, place: Place, rows: tuple[Row, Row]) -> Comparison | LeftOut:
@@ -124,6 +134,8 @@ class LabelTest:
     place: Place
     seeds: str
     metric: str
+    a: float
+    b: float
     test: str
     p: float
 
@@ -135,8 +147,12 @@ def label_tests(folder: Path, comparison: Comparison) -> Iterator[LabelTest]:
         a, b = (read_predictions(folder, result) for result in pair)
         cell = pair[0].cell
         seeds = f"{cell.subset_seed}, {cell.head_seed}, {cell.pretrain_seed}"
+        of_a, of_b = ({metric.name: metric.value for metric in task.score(one)} for one in (a, b))
         for metric, (test, p) in task.p_values(a, b).items():
-            yield LabelTest(comparison.place, seeds, metric, test, p)
+            value_a, value_b = of_a[metric], of_b[metric]
+            assert value_a is not None  # what is tested is defined
+            assert value_b is not None
+            yield LabelTest(comparison.place, seeds, metric, value_a, value_b, test, p)
 
 
 def _seeds(rebuilt: Rebuilt) -> tuple[int, int]:

@@ -6,6 +6,7 @@ Equal results give equal bytes on one machine: no dates, and ids from a fixed sa
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 COLUMN, PAGE = 3.4, 7.0  # inches
 DPI = 300
 PANELS = 4  # in a row, of a page's width
+LETTERS = 28  # of a label beside a panel
 SETTINGS: Any = {"svg.hashsalt": "prior-bench", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 7,
                  "axes.titlesize": 7, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7,
                  "ytick.labelsize": 7, "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 4,
@@ -120,7 +122,7 @@ def _chart(chart: Chart, looks: Mapping[str, Style]) -> Figure:
         panels[0].minorticks_off()
     for k, axes in enumerate(panels):
         left, bottom = k % columns == 0, k + columns >= count
-        axes.set_ylabel(chart.y if left else "")
+        axes.set_ylabel(textwrap.fill(chart.y, LETTERS) if left else "")
         axes.set_xlabel(chart.x if bottom else "")
         if square:
             axes.tick_params(labelleft=left, labelbottom=bottom)
@@ -129,13 +131,15 @@ def _chart(chart: Chart, looks: Mapping[str, Style]) -> Figure:
 
 
 def _curve(axes: Axes, chart: Chart, line: Line, look: Style, label: str | None, opacity: float) -> None:
-    marked = chart.group in {"data efficiency", "reliability"}
+    points = chart.group in {"data efficiency", "reliability"}
     axes.plot(line.x, line.y, color=look.colour, linestyle=_DASHES[look.dash], alpha=opacity, label=label,
-              marker=_MARKERS[look.marker] if marked else None, markersize=3 if chart.group == "reliability" else 4)
+              marker=_MARKERS[look.marker] if points or line.marked is not None else None,
+              markevery=None if points or line.marked is None else [line.marked],
+              markersize=3 if chart.group == "reliability" else 4)
+    for step in line.stages:
+        axes.axvline(step, color=look.colour, linestyle=":", linewidth=0.8)
     if line.low:
         axes.fill_between(np.array(line.x, float), line.low, line.high, color=look.colour, alpha=0.1, linewidth=0)
-    if line.marked is not None:
-        axes.plot(line.x[line.marked], line.y[line.marked], marker=_MARKERS[look.marker], color=look.colour)
 
 
 def _bars(axes: Axes, chart: Chart, panel: Panel, looks: Mapping[str, Style], called: Mapping[Row, str],

@@ -38,6 +38,7 @@ class Line:
     counts: tuple[int, ...] = ()  # rows behind each point
     note: str = ""  # what sums the line up, e.g. its area with interval
     marked: int | None = None  # the point that was chosen
+    stages: tuple[float, ...] = ()  # x where the later stages of a pre-training begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,31 +305,45 @@ def _validations(row: Row, one: Rebuilt, name: str) -> Line | None:
 
 def _pretraining(known: Known) -> list[Chart]:
     """The loss and its terms, and the learning rate, of all weights of a track; a panel for each."""
-    tracks: dict[str, dict[tuple[Row, int], Mapping[str, Any]]] = {}
+    tracks: dict[str, dict[tuple[Row, int], tuple[Mapping[str, Any], tuple[float, ...]]]] = {}
     for table in known.tables:
         for row, entries in table.entries.items():
             for one in (one for entry in entries.values() for one in entry.rebuilt):
                 weights = one.result.provenance.get("weights")
                 losses = weights.get("losses") if isinstance(weights, Mapping) else None
                 if isinstance(losses, Mapping):
-                    tracks.setdefault(row.recipe, {}).setdefault((row, one.result.cell.pretrain_seed), losses)
+                    run = (losses, _stages(losses, one.result.provenance.get("recipe")))
+                    tracks.setdefault(row.recipe, {}).setdefault((row, one.result.cell.pretrain_seed), run)
     found = []
     for track, runs in sorted(tracks.items()):
         first = sorted(runs.items(), key=lambda item: (item[0][0].reference, *item[0]))
-        terms = dict.fromkeys(term for _, losses in first for term in losses)
+        terms = dict.fromkeys(term for _, (losses, _) in first for term in losses)
         panels = [Panel(term, lines) for term in sorted(terms, key=lambda term: (term == "lr", term != "total"))
-                  if (lines := tuple(line for (row, seed), losses in first if term in losses
-                                     and (line := _recorded(row, losses[term], f"seed {seed}")) is not None))]
+                  if (lines := tuple(line for (row, seed), (losses, stages) in first if term in losses and
+                                     (line := _recorded(row, losses[term], f"seed {seed}", stages)) is not None))]
         if panels:
             found.append(Chart("pre-training", track, "step", "", tuple(panels)))
     return found
 
 
-def _recorded(row: Row, points: object, note: str) -> Line | None:
+def _stages(losses: Mapping[str, Any], recipe: object) -> tuple[float, ...]:
+    """Where the later stages begin, by their shares of the recipe, to half a point of the curve: steps are not told."""
+    match losses, recipe:
+        case {"total": [*_, [last, _]]}, {"training": {"stages": [*entries]}} if _number(last):
+            shares: list[Any] = [entry.get("share") if isinstance(entry, Mapping) else None for entry in entries]
+            if all(map(_number, shares)):
+                return tuple(float(end) * (last + 1) for end in np.cumsum(shares)[:-1])
+    return ()
+
+
+def _recorded(row: Row, points: object, note: str, stages: Sequence[float] = ()) -> Line | None:
     """A line through what a result says of its training, as far as it is numbers."""
     pairs = [tuple(p) for p in points if isinstance(p, (list, tuple)) and len(p) == 2 and all(map(_number, p))] \
         if isinstance(points, list) else []
-    return Line(row, tuple(x for x, _ in pairs), tuple(y for _, y in pairs), note=note) if pairs else None
+    if not pairs:
+        return None
+    later = tuple(step for step in stages if step > pairs[0][0])  # of a term's own first stage its curve speaks
+    return Line(row, tuple(x for x, _ in pairs), tuple(y for _, y in pairs), note=note, stages=later)
 
 
 def _number(value: object) -> bool:

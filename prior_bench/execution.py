@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
     from prior_bench.engine.precision import Precision
     from prior_bench.method import Method
+    from prior_bench.recipes import Recipe
 
 CACHE_NEEDS = 1 << 30  # bytes: images, features, and a checkpoint
 OUTPUT_NEEDS = 64 << 20
@@ -61,6 +62,7 @@ def execute(grid: Grid, listener: Listener) -> Summary:
     """Run what is missing. A UserError ends the run at once; a bug ends its cell only, and is in the summary."""
     results.check_writable(grid.request.output, OUTPUT_NEEDS, "--output")
     results.check_writable(grid.request.cache, CACHE_NEEDS, "--cache")
+    check_recipes(grid)  # all of them before the first one is trained
     from prior_bench.engine.precision import choose
 
     precision = choose(grid.request.device, grid.request.precision)
@@ -108,15 +110,28 @@ class Obtained:
     notes: dict[str, Any]
 
 
+def check_recipes(grid: Grid) -> None:
+    """Refuse what a method does not know in its recipe, of all weights that are wanted."""
+    for weights in dict.fromkeys(cell.weights for cell in grid.missing):
+        _recipe(grid, weights)
+
+
+def _recipe(grid: Grid, weights: Weights) -> Recipe:
+    """The recipe that weights are made by, validated. It imports the method, and so torch."""
+    from prior_bench import recipes
+
+    kind: type[Method] = plugins.load("methods", weights.method)
+    return recipes.load(recipe_files.recipe_file(weights.method), grid.request.recipe, kind.recipe_class,
+                        weights.overrides)
+
+
 def obtain(grid: Grid, weights: Weights, precision: Precision, listener: Listener) -> Obtained:
     """The method with its weights: from a file, pre-trained (or found in the cache), or freshly initialised."""
-    from prior_bench import recipes
     from prior_bench.weights import load_method, new_method, weights_digest
 
     request = grid.request
     kind = plugins.load("methods", weights.method)
-    file = recipe_files.recipe_file(weights.method)
-    recipe = recipes.load(file, request.recipe, kind.recipe_class, weights.overrides)
+    recipe = _recipe(grid, weights)
     values = recipe.model_dump(mode="json")
     source = grid.datasets[grid.source].dataset if grid.source else None
     texts = _training_reports(source) if source is not None and recipe.text is not None else None

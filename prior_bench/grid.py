@@ -24,6 +24,7 @@ from prior_bench.types import FRACTIONS, Cell
 if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
     from prior_bench.task import Plan, Task
+    from prior_bench.types import Target
 
 _WEIGHT_KEYS = ("weights", "name", "encoder")  # of a recipe, whose value may be the path of weights
 NO_SOURCE = "none"  # pretrain_source of weights that no pre-training made: the reference rows
@@ -121,7 +122,7 @@ class Grid:
     tasks: dict[str, Task]
     datasets: dict[str, Opened]  # the requested ones and the one to pre-train on
     source: str | None  # the dataset to pre-train on
-    left_out: dict[str, list[str]] = field(default_factory=dict)  # of `all`: no such recipe, but these
+    left_out: dict[str, str] = field(default_factory=dict)  # methods of `all`, and tasks asked for, with the reason
 
     def done(self, planned: PlannedCell) -> bool:
         """Whether the cell's result is on disk; a cell whose weights are not known is not done."""
@@ -152,11 +153,14 @@ def plan(request: Request) -> Grid:
         for dataset in request.datasets
         for cell in _cells(request, weights, datasets[dataset], tasks, modes)
     ]
+    without = {name: _why_no_cell(request, task, modes[name]) for name, task in tasks.items()
+               if name not in {cell.task for cell in cells}}
     if not cells:
         raise UserError("nothing to evaluate: no task fits the datasets, targets, modes and profile asked for",
-                        where=f"tasks {', '.join(tasks)}; datasets {', '.join(request.datasets)}",
-                        fix="see `prior-bench list` for what each task evaluates")
-    return Grid(request, cells, tasks, datasets, source, left_out)
+                        where="; ".join(f"{name} {why}" for name, why in without.items()),
+                        fix="see `prior-bench list tasks` and `prior-bench list datasets`")
+    asked = {name: why for name, why in without.items() if name in request.tasks}  # `all` are those that fit
+    return Grid(request, cells, tasks, datasets, source, left_out | asked)
 
 
 def _cells(request: Request, weights: Weights, opened: Opened, tasks: dict[str, Task],
@@ -166,16 +170,29 @@ def _cells(request: Request, weights: Weights, opened: Opened, tasks: dict[str, 
     for name, task in tasks.items():
         if request.profile not in task.profiles:
             continue
-        for target in dataset.targets.values():
-            wanted = target.name in request.targets if request.targets else target.default and not target.sanity
-            if not (wanted and task.accepts(target)):
-                continue
+        for target in filter(task.accepts, _targets(request, dataset)):
             for mode in modes[name]:
                 settings = digest_json(task.settings(dataset, target, mode, request.profile))
                 plans = task.plan(dataset, target, mode, request.fractions, request.subset_seeds)
                 found += [PlannedCell(weights, name, task.version, request.profile, settings, dataset.name,
                                       opened.digest, one) for one in plans]
     return sorted(found, key=lambda cell: cell.plan.fraction is not None)
+
+
+def _targets(request: Request, dataset: type[Dataset]) -> list[Target]:
+    """The targets of a dataset that are asked for, or its default ones."""
+    return [target for target in dataset.targets.values()
+            if (target.name in request.targets if request.targets else target.default and not target.sanity)]
+
+
+def _why_no_cell(request: Request, task: Task, modes: Sequence[str]) -> str:
+    """Why nothing that was asked for is a cell of the task."""
+    if request.profile not in task.profiles:
+        return f"has no profile {request.profile!r}; it has {', '.join(task.profiles)}"
+    if not modes:
+        return f"has no mode {' or '.join(request.modes)}; it has {', '.join(task.modes)}"
+    targets = [target.name for name in request.datasets for target in _targets(request, plugins.load("datasets", name))]
+    return f"evaluates {task.evaluates()}, and there is none among {', '.join(targets)}"
 
 
 # ----------------------------------------------------------------------------------- what was asked
@@ -215,15 +232,19 @@ def _method_names(request: Request) -> list[str]:
         file = recipe_files.recipe_file(method)
         if request.recipe not in recipe_files.read(file):
             return False
-        values = recipe_files.resolve(file, request.recipe)
-        fetched = values.get("training") is None and values.get("image", {}).get("weights") == "hub"
-        return "encoder" not in values and not fetched
+        return "encoder" not in recipe_files.resolve(file, request.recipe) and not _fetched(file, request.recipe)
 
     return [name for name in plugins.names("methods") if stands_alone(name)]
 
 
-def _left_out(request: Request) -> dict[str, list[str]]:
-    """Of `all`, the methods to train that have no recipe of the name asked for, and the recipes that they have."""
+def _fetched(file: Path, recipe: str) -> bool:
+    """Whether the recipe is that of a reference whose weights lie on the hub."""
+    values = recipe_files.resolve(file, recipe)
+    return values.get("training") is None and values.get("image", {}).get("weights") == "hub"
+
+
+def _left_out(request: Request) -> dict[str, str]:
+    """Of `all`, the methods to train that have no recipe of the name asked for, and those that would be fetched."""
     if "all" not in request.methods:
         return {}
     found = {}
@@ -231,7 +252,9 @@ def _left_out(request: Request) -> dict[str, list[str]]:
         file = recipe_files.recipe_file(name)
         trained = [recipe for recipe in recipe_files.read(file) if recipe_files.resolve(file, recipe).get("training")]
         if trained and request.recipe not in trained:
-            found[name] = trained
+            found[name] = f"has no recipe {request.recipe!r}; it has {', '.join(trained)}"
+        elif request.recipe in recipe_files.read(file) and _fetched(file, request.recipe):
+            found[name] = "takes its weights from the hub; ask for it by name"
     return found
 
 

@@ -5,15 +5,15 @@ A recipe file holds several recipes by name (`paper`, `small`, ...); `extends:` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prior_bench import recipe_files
 from prior_bench.digests import digest_json
-from prior_bench.errors import UserError
+from prior_bench.errors import UserError, unknown_name
 
 
 class Strict(BaseModel):
@@ -114,6 +114,37 @@ def load(file: Path, name: str, model: type[R], overrides: Mapping[str, Any] | N
     try:
         return model.model_validate(recipe_files.resolve(file, name, overrides))
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise UserError(f"the recipe {name!r} is not valid: {problems}", where=str(file),
-                        expected=f"the fields of {model.__name__}") from error
+        raise _not_valid(file, name, model, overrides or {}, error) from error
+
+
+def _not_valid(file: Path, name: str, model: type[Recipe], overrides: Mapping[str, Any],
+               error: ValidationError) -> UserError:
+    """What is wrong with a recipe, and who said it: `--set` or the file. A name that is not known comes first."""
+    def where(key: str) -> str:
+        said = any(f"{one}.".startswith(f"{key}.") or f"{key}.".startswith(f"{one}.") for one in overrides)
+        return "--set" if said else str(file)
+
+    found = {".".join(map(str, e["loc"])): e for e in error.errors()}
+    for key, e in found.items():
+        if e["type"] == "extra_forbidden":
+            section, last = ".".join(part for part in e["loc"][:-1] if isinstance(part, str)), key.rpartition(".")[2]
+            known = [one for one in settings(model) if one.rpartition(".")[0] == section or one.endswith(f".{last}")]
+            return unknown_name("setting", key, known, where(key), see=f"the recipes in {file}")
+    problems = "; ".join(f"{key}: {e['msg']}" for key, e in found.items())
+    return UserError(f"the recipe {name!r} is not valid: {problems}", where=", ".join(dict.fromkeys(map(where, found))),
+                     expected=f"the fields of {model.__name__}")
+
+
+def settings(model: type[BaseModel], above: str = "") -> Iterator[str]:
+    """The dotted names of all settings of a recipe class, sections too."""
+    for name, field in model.model_fields.items():
+        yield above + name
+        for part in _classes(field.annotation):
+            yield from settings(part, f"{above}{name}.")
+
+
+def _classes(annotation: Any) -> list[type[BaseModel]]:
+    """The models inside an annotation, as in `tuple[Stage, ...]` or `Training | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _classes(part)]

@@ -85,6 +85,7 @@ class Task(ABC):
     profiles: ClassVar[tuple[str, ...]] = ("standard",)
     needs_text: ClassVar[bool] = False
     kinds: ClassVar[frozenset[str]]  # target kinds it evaluates
+    wants: ClassVar[str] = ""  # in words, what it needs of such a target beside its kind
     main_metric: ClassVar[str]  # the one shown in overviews
     more_metrics: ClassVar[tuple[str, ...]] = ()  # shown beside it in tables without fractions
     row: ClassVar[str] = "image"  # the column of the predictions that names a row
@@ -93,6 +94,11 @@ class Task(ABC):
 
     def accepts(self, target: Target) -> bool:
         return target.kind in self.kinds
+
+    @classmethod
+    def evaluates(cls) -> str:
+        """What it accepts, in words."""
+        return f"{' and '.join(sorted(cls.kinds))} targets {cls.wants}".rstrip()
 
     @abstractmethod
     def plan(self, dataset: type[Dataset], target: Target, mode: str, fractions: Sequence[float],

@@ -43,6 +43,7 @@ class Classification(Task):
     title: ClassVar[str] = "Classification"
     modes: ClassVar[tuple[str, ...]] = ("linear", "finetune")
     kinds: ClassVar[frozenset[str]] = frozenset({"multilabel", "exclusive"})
+    wants: ClassVar[str] = "with training images"
     main_metric: ClassVar[str] = "auroc_macro"
     attached: ClassVar[tuple[str, ...]] = label_scores.ATTACHED
 

@@ -31,6 +31,7 @@ class Detection(Task):
     title: ClassVar[str] = "Detection (YOLOv3)"
     modes: ClassVar[tuple[str, ...]] = ("frozen", "finetune")
     kinds: ClassVar[frozenset[str]] = frozenset({"boxes"})
+    wants: ClassVar[str] = "with training images"
     main_metric: ClassVar[str] = "map_50_95"
     attached: ClassVar[tuple[str, ...]] = ("group", "gt_boxes", "gt_labels")
 

@@ -42,6 +42,7 @@ class Retrieval(Task):
     profiles: ClassVar[tuple[str, ...]] = ("standard", "standard-local")
     needs_text: ClassVar[bool] = True
     kinds: ClassVar[frozenset[str]] = frozenset({"report", "exclusive"})
+    wants: ClassVar[str] = "(exclusive ones without training images)"
     main_metric: ClassVar[str] = "image_to_text_recall@10"
     more_metrics: ClassVar[tuple[str, ...]] = (
         "image_to_text_recall@10_chance", "image_to_text_recall@1", "image_to_text_recall@5", "text_to_image_recall@10",

@@ -31,6 +31,7 @@ class Segmentation(Task):
     title: ClassVar[str] = "Segmentation (UPerNet)"
     modes: ClassVar[tuple[str, ...]] = ("frozen", "finetune")
     kinds: ClassVar[frozenset[str]] = frozenset({"mask"})
+    wants: ClassVar[str] = "with training images"
     main_metric: ClassVar[str] = "dice_foreground_image_mean"
     attached: ClassVar[tuple[str, ...]] = ("group", "truth", "ignore", "tp", "fp", "fn")
 

@@ -43,6 +43,7 @@ class ZeroShot(Task):
     profiles: ClassVar[tuple[str, ...]] = ("standard", "standard-local", "paper")
     needs_text: ClassVar[bool] = True
     kinds: ClassVar[frozenset[str]] = frozenset({"multilabel", "exclusive"})
+    wants: ClassVar[str] = "with prompts"
     main_metric: ClassVar[str] = "auroc_macro"
     attached: ClassVar[tuple[str, ...]] = label_scores.ATTACHED
     more_metrics: ClassVar[tuple[str, ...]] = ("auprc_macro", "accuracy", "f1_macro")

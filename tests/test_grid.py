@@ -99,7 +99,9 @@ def test_all_says_which_methods_it_leaves_out(request_):
     def left_out(recipe, *methods):
         return grid.plan(replace(request_, methods=methods, pretrain_on="phantom", recipe=recipe)).left_out
 
-    assert left_out("small", "all")["mpma"] == ["paper", "small-vit", "small-vit-long", "ci"]
+    assert left_out("small", "all")["mpma"] == "has no recipe 'small'; it has paper, small-vit, small-vit-long, ci"
+    assert "weights from the hub" in left_out("small", "all")["imagenet"]
+    assert "imagenet" not in left_out("ci", "all")  # it has no such recipe
     assert {"prior", "convirt", "gloria"} <= left_out("small-vit", "all").keys()
     assert not {"place", "random", "timm"} & left_out("small-vit", "all").keys()
     assert left_out("small", "prior") == {}
@@ -109,8 +111,27 @@ def test_a_task_is_planned_under_the_profiles_that_it_has(request_):
     both = replace(request_, tasks=("toy-task", "zero-shot"))
     assert {c.task for c in grid.plan(replace(both, profile="paper")).cells} == {"toy-task"}
     assert {c.profile for c in grid.plan(replace(both, profile="paper")).cells} == {"paper"}
-    with pytest.raises(UserError, match="nothing to evaluate"):
+    with pytest.raises(UserError, match="nothing to evaluate") as error:
         grid.plan(replace(both, profile="standard-local"))
+    assert "toy-task has no profile 'standard-local'; it has standard, paper; zero-shot evaluates" in error.value.where
+
+
+@pytest.mark.parametrize(("task", "changes", "why"), [
+    ("zero-shot", {"targets": ("covid", "covid_notes")}, "targets with prompts, and there is none among covid_notes, "
+                                                         "covid"),
+    ("segmentation", {"targets": ("covid", "covid_notes")}, "evaluates mask targets with training images, and there "),
+    ("toy-text", {"modes": ("retrieval",)}, "has no mode retrieval; it has zero-shot"),
+    ("detection", {"profile": "standard-local"}, "has no profile 'standard-local'; it has standard"),
+])
+def test_a_task_that_is_asked_for_and_has_no_cell_says_why(request_, monkeypatch, task, changes, why):
+    covid = plugins.load("datasets", "covid-chestxray")
+    monkeypatch.setattr(plugins.load("datasets", "toy-data"), "targets", covid.targets)
+    asked = replace(request_, tasks=("retrieval", task), **changes)
+    planned = grid.plan(asked)
+    assert {cell.task for cell in planned.cells} == {"retrieval"}
+    assert set(planned.left_out) == {task}
+    assert why in planned.left_out[task]
+    assert grid.plan(replace(asked, tasks=("all",))).left_out == {}
 
 
 def test_the_cell_depends_on_the_recipe_and_the_profile(request_):
@@ -203,6 +224,12 @@ def test_a_bug_costs_its_cell_only(request_, monkeypatch):
     assert len(listener.errors) == 2
     monkeypatch.delenv("TOY_FAIL")
     assert run(request_)[0].new == 2
+
+
+def test_no_weights_are_made_while_a_recipe_is_not_valid(request_, monkeypatch):
+    monkeypatch.setattr(execution, "obtain", lambda *_: pytest.fail("computed"))
+    with pytest.raises(UserError, match="unknown setting 'widht'"):
+        run(replace(request_, overrides={"widht": 4}))
 
 
 def test_a_user_error_ends_the_run_and_keeps_what_was_done(request_, monkeypatch):

@@ -124,6 +124,11 @@ def _figure(chart: Chart, looks: _Looks) -> dict[str, Any]:
     if chart.group == "labels":
         order = dict.fromkeys(str(x) for panel in chart.panels for line in panel.lines for x in line.x)
         layout["xaxis"] |= {"type": "category", "categoryorder": "array", "categoryarray": [_text(x) for x in order]}
+    begins = dict.fromkeys((step, looks.of(line.row).colour) for panel in chart.panels for line in panel.lines
+                           for step in line.stages)
+    if begins:
+        layout["shapes"] = [{"type": "line", "x0": _short(step), "x1": _short(step), "yref": "paper", "y0": 0, "y1": 1,
+                             "line": {"color": colour, "dash": "dot", "width": 1}} for step, colour in begins]
     if len(panels) > 1:
         layout["updatemenus"] = [_menu([panel.title for panel in chart.panels], panels)]
         layout["margin"] = layout["margin"] | {"t": 70}
@@ -246,7 +251,8 @@ _CAPTIONS = {
                 "was chosen.",
     "pre-training": "A record of training, not recomputed from predictions: each point is the mean of 1/40 of the run. "
                     "Losses of two methods are different functions; compare a curve with itself (a double click on its "
-                    "name shows it alone).",
+                    "name shows it alone). Dotted, in a method's colour: a later stage of it begins, from where on "
+                    "its total may have more terms.",
 }
 _HOVERS = {"data efficiency": "%{x} % of the training data", "roc": "FPR %{x:.3f}, TPR %{y:.3f}",
            "precision-recall": "recall %{x:.3f}, precision %{y:.3f}",

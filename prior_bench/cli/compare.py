@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prior_bench.cli.common import CacheOption, PluginOption, ResultsOption, add_plugins, cache_folder, verb
+from prior_bench.errors import UserError
 
 if TYPE_CHECKING:
     from prior_bench.leaderboard.comparison import Comparison, LabelTest
@@ -30,18 +31,17 @@ def compare(
 
     found = comparison.compare(results, (a, b), cache_folder(cache) / "leaderboard", recipe)
     compared = [one for one in found if isinstance(one, comparison.Comparison)]
-    if compared:
-        typer.echo(table(compared, a, b))
-        if any(1 in one.pretrain_seeds for one in compared):
-            typer.echo("One pre-training seed speaks of this checkpoint, not of the method.")
+    left_out = [f"\n  {one.place}: {one.reason}" for one in found if isinstance(one, comparison.LeftOut)]
+    if not compared:
+        raise UserError(f"nothing can be compared{''.join(left_out)}")
+    typer.echo(table(compared, a, b))
+    if any(1 in one.pretrain_seeds for one in compared):
+        typer.echo("One pre-training seed speaks of this checkpoint, not of the method.")
     tests = [test for one in compared for test in comparison.label_tests(results, one)] if labels else []
     if tests:
-        typer.echo(f"\n{label_table(tests)}")
-    left_out = [one for one in found if isinstance(one, comparison.LeftOut)]
+        typer.echo(f"\n{label_table(tests, a, b)}")
     if left_out:
-        typer.echo("\nnot compared:" if compared else "not compared:")
-    for one in left_out:
-        typer.echo(f"  {one.place}: {one.reason}")
+        typer.echo(f"\nnot compared:{''.join(left_out)}")
 
 
 def table(compared: list[Comparison], a: str, b: str) -> str:
@@ -59,16 +59,18 @@ def table(compared: list[Comparison], a: str, b: str) -> str:
     return tabulate(body, headers=header, disable_numparse=True, colalign=("left", "left", *["right"] * 7))
 
 
-def label_table(tests: list[LabelTest]) -> str:
+def label_table(tests: list[LabelTest], a: str, b: str) -> str:
     """One line a label and run."""
     from tabulate import tabulate
 
     from prior_bench.statistics import holm
 
     adjusted = holm([test.p for test in tests])
-    body = [[test.place, test.seeds, test.metric, test.test, _p(p)] for test, p in zip(tests, adjusted, strict=True)]
-    header = ["cell", "seeds of subset, head, pre-training", "metric", "test", "p (Holm)"]
-    return tabulate(body, headers=header, disable_numparse=True)
+    body = [[test.place, test.seeds, test.metric, f"{test.a:.3f}", f"{test.b:.3f}", f"{test.a - test.b:+.3f}",
+             test.test, _p(p)] for test, p in zip(tests, adjusted, strict=True)]
+    header = ["cell", "seeds of subset, head, pre-training", "metric", a, b, f"{a} - {b}", "test", "p (Holm)"]
+    return tabulate(body, headers=header, disable_numparse=True,
+                    colalign=("left", "left", "left", "right", "right", "right", "left", "right"))
 
 
 def _p(p: float) -> str:

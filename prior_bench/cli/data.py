@@ -64,7 +64,7 @@ def verify(
     studies = opened.studies
     images = sum(len(study.images) for study in studies)
     groups = len({study.group for study in studies})
-    typer.echo(f"{dataset}: {len(studies)} studies, {images} images, {groups} leak groups, {len(findings)} findings")
+    typer.echo(f"{dataset}: {len(studies)} studies, {images} images, {groups} leak groups, {len(findings)} remarks")
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(2)
 

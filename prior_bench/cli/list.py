@@ -54,8 +54,8 @@ def _task(name: str) -> str:
     from prior_bench import plugins
 
     task = plugins.load("tasks", name)
-    parts = {"modes": task.modes, "profiles": task.profiles, "evaluates": sorted(task.kinds),
-             "main metric": [task.main_metric]}
+    parts = {"modes": task.modes, "profiles": task.profiles, "evaluates": [task.evaluates()],
+             "main metric": [task.main_metric], "protocol version": [str(task.version)]}
     return "; ".join(f"{name}: {', '.join(values)}" for name, values in parts.items())
 
 
@@ -64,8 +64,9 @@ def _dataset(name: str) -> str:
 
     shown = []
     for target in plugins.load("datasets", name).targets.values():
+        no_prompts = ", no prompts" if target.kind in {"multilabel", "exclusive"} and not target.prompts else ""
         on_request = "" if target.default and not target.sanity else ", on request"
-        shown.append(f"{target.name} ({target.kind}{on_request})")
+        shown.append(f"{target.name} ({target.kind}{no_prompts}{on_request})")
     return f"targets: {', '.join(shown)}"
 
 

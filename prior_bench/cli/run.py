@@ -25,7 +25,7 @@ from prior_bench.errors import UserError
 
 if TYPE_CHECKING:
     from prior_bench.execution import Summary
-    from prior_bench.grid import Grid
+    from prior_bench.grid import Grid, Weights
 
 
 @verb
@@ -80,9 +80,13 @@ def run(
         cache=cache_folder(cache), data_root=data_root, max_bad_images=max_bad_images))
     for opened in planned.datasets.values():
         tell_left_out(opened.dataset)
-    for name, known in planned.left_out.items():
-        typer.echo(f"left out: {name} has no recipe {recipe!r}; it has {', '.join(known)}")
+    for name, why in planned.left_out.items():
+        typer.echo(f"left out: {name} {why}")
     if dry_run:
+        if set_:  # the recipes as they stand need no check, which imports torch
+            from prior_bench.execution import check_recipes
+
+            check_recipes(planned)
         typer.echo(describe(planned))
     else:
         _carry_out(planned, ray, plugin or [])
@@ -111,13 +115,22 @@ def describe(planned: Grid) -> str:
     lines = [f"{len(planned.cells)} cells: {len(planned.cells) - len(missing)} done, {len(missing)} to run; "
              f"results in {planned.request.output}", "", "weights:"]
     for weights in dict.fromkeys(cell.weights for cell in planned.cells):
-        unknown = "to be read" if weights.source.startswith("file:") else "to be pre-trained"
-        state = "known" if weights.digest else unknown
-        lines.append(f"  {weights.title}: {state}")
+        lines.append(f"  {weights.title}: {_state(weights)}")
     lines += ["", "cells:"]
     for cell in planned.cells:
         lines.append(f"  {'to run' if cell in missing else 'done':7}{cell.title}")
     return "\n".join(lines)
+
+
+def _state(weights: Weights) -> str:
+    """What there is to do for weights before they can be evaluated."""
+    from prior_bench.grid import NO_SOURCE
+
+    if weights.source == NO_SOURCE:
+        return "nothing to train"
+    if weights.source.startswith("file:"):
+        return "read before" if weights.digest else "to be read"
+    return "pre-trained" if weights.digest else "to be pre-trained"
 
 
 def _carry_out(planned: Grid, ray: str | None, plugin_files: list[Path]) -> None:

@@ -55,7 +55,8 @@ def find(folder: Path, name: str) -> Path:
     if not found:
         parts = stem.count("_") + 1
         beginnings = {"_".join(known.split("_")[:parts]) for known in names}  # as much of each name as was given
-        raise unknown_name("cell", stem, beginnings, where=str(folder), see=f"the .json files of {folder}")
+        raise unknown_name("beginning of a cell's name:", stem, beginnings, where=str(folder),
+                           see=f"the .json files of {folder}, as {names[0]}.json")
     if len(found) > 1:
         raise UserError(f"{len(found)} cells begin with {stem!r}", where=str(folder), expected="one cell",
                         fix=f"add to the name, as in {found[0]}")
@@ -114,8 +115,22 @@ def _metrics(rebuilt: Rebuilt) -> str:
     return tabulate(body, headers=["metric", "value", "95 % interval", "better", "counts"], disable_numparse=True)
 
 
+def _shortened(value: Any) -> Any:
+    """Curves, lists of [step, value], by their ends; `--json` has all of them."""
+    if isinstance(value, Mapping):
+        return {key: _shortened(one) for key, one in value.items()}
+    if isinstance(value, list) and len(value) > 2 and all(map(_step_and_value, value)):
+        (start, first), (stop, last) = value[0], value[-1]
+        return {"points": len(value), "steps": f"{start} to {stop}", "first": first, "last": last}
+    return value
+
+
+def _step_and_value(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], int)
+
+
 def _yaml(values: Mapping[str, Any]) -> str:
     import yaml
 
-    text = yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
+    text = yaml.safe_dump(_shortened(values), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True)
     return "\n".join(f"  {line}" for line in text.splitlines())

@@ -51,7 +51,7 @@ class Opened:
 
 def verify(dataset: Dataset, near_duplicates: bool = True,
            report: Callable[[str, float], None] | None = None) -> list[Finding]:
-    """All findings, errors first. `report` is called with (phase, share done)."""
+    """All findings, each once, errors first. `report` is called with (phase, share done)."""
     found: list[Finding] = []
     try:
         found += _check_studies(dataset)
@@ -64,7 +64,7 @@ def verify(dataset: Dataset, near_duplicates: bool = True,
             found += _check_alike(dataset, {i: o.hash for i, o in opened.items()})
     except UserError as error:  # a table that cannot be read ends the walk: nothing after it can be trusted
         found.append(_as_finding(error))
-    return sorted(found, key=lambda f: ("error", "warning", "info").index(f.severity))
+    return sorted(dict.fromkeys(found), key=lambda f: ("error", "warning", "info").index(f.severity))
 
 
 def difference_hash(image: PILImage) -> np.ndarray:

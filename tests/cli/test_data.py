@@ -28,7 +28,8 @@ def test_show_writes_a_picture(tmp_path, capsys):
 
 def test_verify_counts_and_fails_on_errors(tmp_path, monkeypatch, capsys):
     data.verify("toy-data", cache=tmp_path)
-    assert "toy-data: 80 studies, 80 images, 40 leak groups" in capsys.readouterr().out
+    assert "toy-data: 80 studies, 80 images, 40 leak groups, " in (said := capsys.readouterr().out)
+    assert said.endswith(" remarks\n")
     monkeypatch.setenv("TOY_BAD", "i3")
     with pytest.raises(typer.Exit) as exit_:
         data.verify("toy-data", cache=tmp_path)

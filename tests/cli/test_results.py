@@ -57,6 +57,17 @@ def test_compare(call, committed):
     assert lines[5:] == ["not compared:", "  zero-shot on phantom/phantom-5x40, small-long: "
                                           "random: random has no text encoder"]
     assert "did you mean 'prior'" in call("compare", "pior", "random", code=2)
+    labels = next(line for line in call("compare", "prior", "random", "--labels").splitlines() if "auroc_edema" in line)
+    a, b, difference = (float(value) for value in labels.partition("auroc_edema")[2].split()[:3])
+    assert difference == pytest.approx(a - b, abs=0.0011)
+    assert "  +0." in labels
+
+
+def test_compare_fails_where_nothing_can_be_compared(call, committed):
+    committed(PATTERN)
+    assert call("compare", "prior", "random", code=2) == (
+        "error: nothing can be compared\n  zero-shot on phantom/phantom-5x40, small-long: "
+        "random: random has no text encoder\n")
 
 
 def test_show(call, committed):
@@ -72,6 +83,15 @@ def test_show(call, committed):
     assert "not applicable: random has no text encoder" in call("show", "random")
 
 
+def test_show_tells_curves_by_their_ends(call, committed):
+    folder = committed(PATTERN)
+    curve = read_result(folder / f"{CELL}.json").provenance["weights"]["losses"]["total"]
+    (start, first), *_, (stop, last) = curve
+    text = call("show", CELL)
+    assert f"total: {{points: {len(curve)}, steps: {start} to {stop}, first: {first}, last: {last}}}" in text
+    assert len(text.splitlines()) < 150
+
+
 def test_show_warns(call, committed):
     folder = committed(PATTERN)
     tamper(folder / f"{CELL}.json")
@@ -82,6 +102,9 @@ def test_show_names_the_nearest(call, committed):
     committed(PATTERN)
     assert "did you mean 'prior_zero-shot'" in call("show", "pior_zero-shot", code=2)
     assert "3 cells begin with ''" in call("show", "", code=2)
+    text = call("show", "zzz", code=2)
+    assert "unknown beginning of a cell's name: 'zzz'" in text
+    assert f"the .json files of results, as {CELL}.json" in text
     assert "the results folder does not exist" in call("show", CELL, "--results", "none", code=2)
 
 

@@ -110,6 +110,16 @@ def test_a_mistake_of_the_user_has_no_traceback(tmp_path):
     assert len(results(tmp_path)) == 4
 
 
+def test_a_dry_run_says_what_there_is_to_do(tmp_path):
+    done = run(tmp_path, "--dry-run", "--task", "toy-task,toy-text", "--mode", "linear")
+    assert "left out: toy-text has no mode linear; it has zero-shot" in done.stdout
+    assert "toy-method (small, seed 0): nothing to train" in done.stdout
+    wrong = run(tmp_path, "--dry-run", "--set", "widht=4")
+    assert wrong.returncode == 2
+    assert "error: unknown setting 'widht'\n  where: --set\n" in wrong.stderr
+    assert "fix: did you mean 'width'?" in wrong.stderr
+
+
 def test_output_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     done = run(tmp_path, "--output", "file/results")

@@ -32,6 +32,7 @@ def start(tmp_path, *arguments):
     (["list"], 0, "covid-chestxray"),
     (["list", "methods"], 0, "; re-implemented from the abstract"),
     (["list", "datasets"], 0, "phantom-5x40 (exclusive)"),
+    (["list", "datasets"], 0, "covid (multilabel, no prompts, on request)"),
     (["list", "method"], 2, "did you mean 'methods'"),
     (["run", "--method", "prior", "--dry-run"], 0, "to be pre-trained"),
     (["run", "--method", "pirot"], 2, "did you mean 'prior'"),

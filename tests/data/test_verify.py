@@ -11,6 +11,7 @@ from PIL import Image
 from prior_bench.data.dataset import Boxes, LabelTable
 from prior_bench.data.images import BadImage
 from prior_bench.data.verify import NEAR, difference_hash, find_alike, summary, verify
+from prior_bench.errors import UserError
 from prior_bench.types import Report
 
 
@@ -55,6 +56,14 @@ def test_copies_of_one_image(toy_class):
         ("warning", f"{ids[10]} and {ids[20]}"), ("error", f"{ids[10]} and {ids[-1]}"),
         ("error", f"{ids[20]} and {ids[-1]}")}
     assert not [f for f in verify(dataset, near_duplicates=False) if "near-duplicates" in f.what]
+
+
+def test_what_several_targets_miss_is_said_once(toy_class):
+    class Incomplete(toy_class):
+        def load_labels(self, target):
+            raise UserError("a table of the dataset is missing", where="labels.csv")
+
+    assert [f.where for f in errors(Incomplete())].count("labels.csv") == 1
 
 
 def test_broken_values_are_named(toy_class):

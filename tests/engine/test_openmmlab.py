@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -123,6 +124,8 @@ def test_opencv_without_libgl_is_explained(monkeypatch):
 
     monkeypatch.setattr(openmmlab.importlib, "import_module", import_module)
     assert any("libGL" in hint for hint in openmmlab.describe().hints)
+    readme = " ".join((Path(__file__).parents[2] / "README.md").read_text().split())
+    assert openmmlab.OPENCV_FIX.partition(": ")[2] in readme  # the same fix
 
 
 def test_importing_both_libraries_prints_nothing():

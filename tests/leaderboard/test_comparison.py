@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from prior_bench import results
 from prior_bench.errors import UserError
@@ -54,6 +55,8 @@ def test_each_label_in_each_pair_of_runs(committed, tmp_path):
     edema = next(test for test in tests if (test.seeds, test.metric) == ("0, 0, 0", "auroc_edema"))
     assert edema.p == pytest.approx(delong(*columns, labels, groups).p)
     assert edema.test == "DeLong, clustered"
+    clear = ~np.isnan(labels.astype(float))
+    assert (edema.a, edema.b) == pytest.approx([roc_auc_score(labels[clear], one[clear]) for one in columns])
 
 
 def test_only_common_seeds_are_compared(committed, tmp_path):
@@ -88,6 +91,19 @@ def test_recipes_are_tracks_of_their_own(committed, tmp_path):
     assert [type(one) for one in found] == [LeftOut, Comparison]
     (same,) = compare(folder, ("prior", "other"), tmp_path / "memo", recipe="small-long")
     assert (same.paired.difference, same.paired.interval, same.paired.p) == (0.0, (0.0, 0.0), 1.0)
+
+
+def test_a_reference_may_have_another_recipe(committed, tmp_path):
+    """As encoders by file do, whose recipes name the file; not where there is one that both have."""
+    folder = committed("thumbnail" + LINEAR.format(0), "random" + LINEAR.format(0))
+    stored_again(folder, "random", method="other", recipe="small[image.weights=other.pth]")
+    (found,) = compare(folder, ("thumbnail", "other"), tmp_path / "memo")
+    assert isinstance(found, Comparison)
+    assert found.place.recipe == "small-long and small[image.weights=other.pth]"
+    stored_again(folder, "random", method="other")
+    found = compare(folder, ("thumbnail", "other"), tmp_path / "memo")
+    assert {(one.place.recipe, type(one)) for one in found} == {
+        ("small-long", Comparison), ("small[image.weights=other.pth]", LeftOut)}
 
 
 def test_names_that_are_not_there(committed, tmp_path):

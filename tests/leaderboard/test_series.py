@@ -124,6 +124,10 @@ def test_the_committed_tables_labels_and_validations(real):
     (curves,) = [c for c in charts if c.group == "pre-training"]
     assert curves.track == "small-long"
     assert [panel.title for panel in curves.panels][:2] == ["total", "L_global"]
+    total, late = (next(p.lines[0] for p in curves.panels if p.title == name) for name in ("total", "L_proto"))
+    assert total.stages == pytest.approx([0.7 * (total.x[-1] + 1), 0.8 * (total.x[-1] + 1)])  # of small-long's recipe
+    assert total.stages[0] == pytest.approx(late.x[0], abs=(total.x[1] - total.x[0]))
+    assert late.stages == total.stages[1:]
 
 
 def test_runs_of_several_pre_training_seeds_count_as_in_the_tables(labelled):
@@ -187,6 +191,16 @@ def test_records_of_training_that_make_no_sense_are_left_out(labelled):
     (panel,) = chart(series.charts(labelled.known(), labelled.folder), "training").panels
     (found,) = panel.lines
     assert (found.row.method, found.x, found.y, found.marked) == ("tuned", (2, 4), (0.6, 0.7), 1)
+
+
+@pytest.mark.parametrize(("recipe", "stages"), [
+    ({"training": {"stages": [{"share": 0.7}, {"share": 0.1}, {"share": 0.2}]}}, (70, 80)),
+    ({"training": {"stages": [{"share": 1.0}]}}, ()),
+    ({"training": {"stages": [{"share": "x"}, 3]}}, ()), ({"training": None}, ()), ("none", ()), (None, ()),
+])
+def test_where_stages_begin(recipe, stages):
+    assert series._stages({"total": [[5, 4.0], [99, 3.0]]}, recipe) == pytest.approx(stages)
+    assert series._stages({"total": "none"}, recipe) == ()
 
 
 def test_nothing_depends_on_the_order_of_results(labelled):

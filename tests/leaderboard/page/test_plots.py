@@ -12,7 +12,8 @@ import pytest
 
 from prior_bench.leaderboard import series
 from prior_bench.leaderboard.page import plots
-from prior_bench.leaderboard.styles import COLOURS, GREYS, names, shades, styles
+from prior_bench.leaderboard.styles import COLOURS, GREYS, Style, names, shades, styles
+from prior_bench.leaderboard.tables import Row
 
 LOSSES = {"total": [[5, 4.0], [15, 3.0]], "lr": [[5, 1e-3], [15, 5e-4]]}
 HISTORY = {"validation": [{"step": 2, "auroc_macro": 0.6}, {"step": 4, "auroc_macro": 0.7}], "best_step": 4}
@@ -70,6 +71,16 @@ def test_every_figure_and_every_button_is_valid(full):
         assert "font" not in text
         assert "paper_bgcolor" not in text
         assert "plot_bgcolor" not in text
+
+
+def test_stages_of_a_pre_training_are_marked_in_its_colour():
+    row = Row("prior", "small", "phantom")
+    line = series.Line(row, (3, 9), (4.0, 5.0), stages=(7.0,))
+    chart = series.Chart("pre-training", "small", "step", "", (series.Panel("total", (line, line)),))
+    figure = plots._plot(chart, {"prior": Style("#0072B2", "solid", "circle", "")}).figure
+    (shape,) = figure["layout"]["shapes"]
+    assert (shape["x0"], shape["x1"], shape["line"]["color"], shape["line"]["dash"]) == (7, 7, "#0072B2", "dot")
+    go.Figure(figure)
 
 
 def test_a_panel_is_the_series(full):
