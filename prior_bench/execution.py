@@ -49,10 +49,12 @@ class Listener(Protocol):
 
 @dataclass(slots=True)
 class Summary:
-    """What a run did: how many cells are new, were made by another process meanwhile, and failed (with tracebacks)."""
+    """What a run did: how many cells are new, were made by another process meanwhile, and are lost to what failed, a
+    cell or the weights of several (with tracebacks)."""
 
     new: int = 0
     elsewhere: int = 0
+    lost: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -79,6 +81,7 @@ def _run_weights(grid: Grid, weights: Weights, cells: list[PlannedCell], precisi
         raise
     except Exception as error:  # a bug in one method must not cost the others; it is shown with its traceback
         summary.failed[weights.title] = traceback.format_exc()
+        summary.lost += len(cells)
         for cell in cells:
             listener.failed(cell, f"{type(error).__name__}: {error}")
         return
@@ -205,6 +208,7 @@ class _Runner:
             if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EROFS, errno.EDQUOT}:
                 raise results.not_writable(Path(error.filename or self.grid.request.cache), error) from error
             self.summary.failed[cell.name] = traceback.format_exc()
+            self.summary.lost += 1
             self.listener.failed(planned, f"{type(error).__name__}: {error}")
             return
         self.summary.new += 1
