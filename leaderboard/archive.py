@@ -75,14 +75,29 @@ class Done:
 
 
 def pack(folder: Path, archive: Path, at_hand: AtHand) -> Done:
-    """Write all results of a folder into an archive. Refuses what `add` would refuse."""
+    """Write all results of a folder into an archive, in place of an earlier one and of nothing else. Refuses what `add`
+    would refuse."""
     found = some_results(folder)
+    if archive.exists() and not _is_ours(archive):
+        raise UserError("there is something else already where the archive would go", where=str(archive),
+                        expected="a new name, or an earlier archive of `prior-bench submit`",
+                        fix="give another --output")
     files = [path for result in found for path in _files(folder, result)]
+    check_writable(archive.parent, sum(file.stat().st_size for file in files), "--output")
     _check_numbers(folder, found)
     digests = {path.name: digest_file(path) for path in sorted(files)}
     manifest = Manifest(prior_bench.__version__, digests, check(folder, found, at_hand))
     write_file(archive, lambda temporary: _write(temporary, manifest, files))
     return Done(len(found), 0, at_hand.missing)
+
+
+def _is_ours(archive: Path) -> bool:
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            _read_manifest(archive, packed)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError, UserError):  # RuntimeError: encrypted
+        return False
+    return True
 
 
 def _files(folder: Path, result: Result) -> list[Path]:
@@ -163,7 +178,8 @@ def _move(files: Sequence[Path], folder: Path) -> None:
 def _verified(archive: Path, stage: Path, at_hand: AtHand) -> list[Result]:
     """Unpack an archive into the new folder `stage` and return its results; anything amiss is a UserError."""
     if not archive.is_file():
-        raise UserError("the archive does not exist", where=str(archive), fix="check --from")
+        raise UserError(f"the archive {'is a folder' if archive.is_dir() else 'does not exist'}", where=str(archive),
+                        expected="a file that `prior-bench submit` wrote", fix="check --from")
     try:
         with zipfile.ZipFile(archive) as packed:
             entries = packed.infolist()

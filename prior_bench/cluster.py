@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prior_bench import plugins, results
-from prior_bench.data.dataset import DATA_ROOT_VARIABLE
+from prior_bench.data.dataset import chosen_root
 from prior_bench.errors import UserError
 from prior_bench.execution import Listener, Summary, execute
 from prior_bench.grid import Grid, PlannedCell, Request, Weights, plan
@@ -79,8 +79,8 @@ def _share_of_a_machine(ray: Any, device: str) -> dict[str, float]:
 
 def _part(request: Request, weights: Weights) -> Request:
     """The part of a request that concerns one set of weights. Workers have other variables, and see one GPU alone."""
-    root = request.data_root or os.environ.get(DATA_ROOT_VARIABLE)
-    return replace(request, methods=[weights.method], seeds=[weights.seed], data_root=Path(root) if root else None,
+    root = chosen_root(request.data_root)
+    return replace(request, methods=[weights.method], seeds=[weights.seed], data_root=root,
                    device="cuda" if request.device.startswith("cuda") else request.device)
 
 
@@ -107,6 +107,7 @@ def _tell(grid: Grid, weights: Weights, missing: Sequence[PlannedCell], done: Su
     """Tell the listener what a worker left on disk, and add up."""
     summary.new += done.new
     summary.found += done.found
+    summary.lost += done.lost
     summary.failed |= done.failed
     again = plan(replace(grid.request, methods=[weights.method], seeds=[weights.seed]))
     for cell in again.cells:

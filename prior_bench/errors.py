@@ -1,4 +1,5 @@
-"""Errors that users can mend. Anything else that is raised is a bug and keeps its traceback."""
+"""Errors that users can mend. Anything else that is raised is a bug and keeps its traceback, but for what the system
+refuses (cli/common.py)."""
 
 from __future__ import annotations
 

@@ -51,10 +51,11 @@ class Listener(Protocol):
 @dataclass(slots=True)
 class Summary:
     """What a run did: how many cells are new, were found stored once their weights were known (by an earlier run, or
-    meanwhile by another process), and failed (with tracebacks)."""
+    meanwhile by another process), and are lost to what failed, a cell or the weights of several (with tracebacks)."""
 
     new: int = 0
     found: int = 0
+    lost: int = 0
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -82,6 +83,7 @@ def _run_weights(grid: Grid, weights: Weights, cells: list[PlannedCell], precisi
         raise
     except Exception as error:  # a bug in one method must not cost the others; it is shown with its traceback
         summary.failed[weights.title] = traceback.format_exc()
+        summary.lost += len(cells)
         for cell in cells:
             listener.failed(cell, f"{type(error).__name__}: {error}")
         return
@@ -221,6 +223,7 @@ class _Runner:
             if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EROFS, errno.EDQUOT}:
                 raise results.not_writable(Path(error.filename or self.grid.request.cache), error) from error
             self.summary.failed[cell.name] = traceback.format_exc()
+            self.summary.lost += 1
             self.listener.failed(planned, f"{type(error).__name__}: {error}")
             return
         self.summary.new += 1

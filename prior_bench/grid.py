@@ -200,6 +200,11 @@ def _why_no_cell(request: Request, task: Task, modes: Sequence[str]) -> str:
 
 def check(request: Request) -> None:
     """Refuse what can be refused without opening anything."""
+    for option, asked in (("--method", request.methods), ("--task", request.tasks), ("--dataset", request.datasets),
+                          ("--fraction", request.fractions), ("--seed", request.seeds)):
+        if not asked:
+            raise UserError(f"{option} is empty", where=option, expected="one or more, by comma",
+                            fix="see `prior-bench list`")
     for kind, given in (("methods", request.methods), ("datasets", request.datasets)):
         for name in given:
             if (kind, name) == ("methods", "all"):
@@ -318,7 +323,9 @@ def _weights(request: Request, method: str, seed: int, source: Opened | None) ->
     loads = not trains and recipe_files.serves_a_file(file, request.recipe)
     if request.weights is not None:
         if not trains and not loads:
-            raise UserError(f"the method {method!r} takes no weights", where="--weights", fix="leave --weights out")
+            raise UserError(f"the method {method!r} takes no weights", where="--weights",
+                            fix="leave --weights out; `encoder` and `timm:NAME` take a file by --set "
+                                "image.weights=FILE, `hf:` and `open-clip:` in the name")
         key = digest_json([*made_from, _file_digest(request.weights, request.cache), request.allow_partial_weights,
                            source.digest if source is not None else None])  # whose reports may make the vocabulary
         digest = read_note(request.cache, key)

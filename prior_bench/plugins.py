@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+import traceback
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -70,8 +71,8 @@ def package_folder(kind: str, name: str) -> Path | None:
 def import_file(name: str, path: Path) -> ModuleType:
     """The module that a file makes, known from now on under `name`."""
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UserError("this is no Python file", where=str(path), fix="give a .py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -88,7 +89,13 @@ def add_file(path: Path) -> list[str]:
     if not path.is_file():
         raise UserError("the plug-in file does not exist", where=str(path), fix="give --plugin the path of a .py file")
     name = f"prior_bench_plugin_{path.stem}"
-    module = import_file(name, path)
+    try:
+        module = import_file(name, path)
+    except UserError:
+        raise
+    except Exception as error:  # whatever its author wrote
+        raise UserError(f"the plug-in file cannot be imported: {type(error).__name__}: {_message(error)}",
+                        where=_place(path, error), fix="mend the file, or leave --plugin out") from error
     added = []
     for value in vars(module).values():
         if not inspect.isclass(value) or value.__module__ != name or inspect.isabstract(value):
@@ -102,3 +109,16 @@ def add_file(path: Path) -> list[str]:
                         expected="a subclass of prior_bench.method.Method, prior_bench.task.Task or "
                                  "prior_bench.data.dataset.Dataset")
     return added
+
+
+def _message(error: Exception) -> str:
+    return error.msg if isinstance(error, SyntaxError) else str(error)
+
+
+def _place(path: Path, error: Exception) -> str:
+    """The line of a syntax error, wherever it is, or the last line of the file itself that was reached."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f"{error.filename}, line {error.lineno}"
+    reached = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in reached if Path(frame.filename) == path.absolute()]
+    return f"{path}, line {lines[-1]}" if lines else str(path)

@@ -55,7 +55,9 @@ def result_files(folder: Path) -> list[Path]:
 
 
 def is_done(folder: Path, cell: Cell) -> bool:
-    return result_path(folder, cell).exists()
+    """Whether the cell's result is there, and its predictions where it has some."""
+    path = result_path(folder, cell)
+    return path.exists() and (predictions_path(folder, cell).exists() or read_result(path).status == "not_applicable")
 
 
 def cell_lock(folder: Path, cell: Cell) -> BaseFileLock:
@@ -78,6 +80,7 @@ def write_result(folder: Path, result: Result, predictions: Predictions | None) 
     if (predictions is None) != (result.status == "not_applicable"):
         raise ValueError("a result has predictions exactly when its status is 'done'")
     folder.mkdir(parents=True, exist_ok=True)
+    result_path(folder, result.cell).unlink(missing_ok=True)  # of a cell whose predictions are gone
     provenance = dict(result.provenance)
     if predictions is not None:
         path = predictions_path(folder, result.cell)
@@ -159,12 +162,18 @@ def read_results(folder: Path) -> Iterator[Result]:
     yield from map(read_result, result_files(folder))
 
 
+def some_result_files(folder: Path) -> list[Path]:
+    """The results' JSON files of a folder that has any."""
+    found = result_files(folder)
+    if not found:
+        raise UserError("there are no results", where=str(folder), expected="a folder that `prior-bench run` wrote",
+                        fix="name it: RESULTS, or --results")
+    return found
+
+
 def some_results(folder: Path) -> list[Result]:
     """All results of a folder that has any."""
-    found = list(read_results(folder))
-    if not found:
-        raise UserError("there are no results", where=str(folder), expected="a folder that `prior-bench run` wrote")
-    return found
+    return list(map(read_result, some_result_files(folder)))
 
 
 def read_result(path: Path) -> Result:
@@ -301,5 +310,9 @@ def check_writable(folder: Path, need: int, option: str) -> None:
 
 
 def not_writable(path: Path, error: OSError, option: str = "--output or --cache") -> UserError:
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        file = next((one for one in (path, *path.parents) if one.is_file()), path)
+        return UserError("cannot write: this is a file", where=str(file), expected="a folder",
+                         fix=f"give another folder with {option}")
     return UserError(f"cannot write: {error.strerror or error}", where=str(path),
                      fix=f"free space or permissions there, or give another folder with {option}")

@@ -30,6 +30,7 @@ _DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16
                      torch.int8, torch.uint8, torch.bool})
 _GROWTH = 10  # of what is in a file over the file: neither torch.save nor numpy.savez compresses
 _ZIP = b"PK\x03\x04"  # by which torch, too, tells its format from the old one
+_PICKLE = b"\x80"  # of every protocol that torch.save writes
 _NESTED = 10_000  # objects in a tuple and the tuples in it
 # All that a file of plain tensors names: torch's own unpickler reads it. (Of other names that one accepts some fill the
 # memory, as bytearray, and some give tensors attributes.)
@@ -60,6 +61,8 @@ def read_trusted(file: Path) -> dict[str, Tensor]:
 def _check_there(file: Path) -> None:
     if not file.is_file():
         raise UserError("the weights file does not exist", where=str(file), fix="check the path")
+    if file.stat().st_size == 0:
+        raise UserError("the weights file is empty", where=str(file), fix="download or copy it again")
 
 
 def write_state(state: Mapping[str, Tensor], file: Path) -> None:
@@ -300,6 +303,12 @@ def _read_torch(file: Path) -> Any:
     except UserError:
         raise
     except pickle.UnpicklingError as error:
+        with open(file, "rb") as f:
+            start = f.read(4)
+        if start != _ZIP and not start.startswith(_PICKLE):
+            raise UserError("this is not a weights file: it is neither a zip archive nor a pickle", where=str(file),
+                            expected="a PyTorch, safetensors (.safetensors) or NumPy (.npz) file",
+                            fix="check the path; a download may have left a page or a pointer in its place") from error
         raise UserError(
             f"the weights file holds more than tensors, or is damaged, and was not opened: {_reason(error)}",
             where=str(file),

@@ -180,7 +180,7 @@ def _read_json(file: Path) -> Any:
     if not file.is_file():
         raise UserError("this is not a weights folder", where=str(file.parent),
                         expected=f"{WEIGHTS}, {RECIPE} and {META}",
-                        fix="give the folder that `prior-bench pretrain` printed, or a weights file")
+                        fix="give the folder that `prior-bench pretrain` printed")
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -163,6 +163,8 @@ def test_the_cell_depends_on_the_recipe_and_the_profile(request_):
     ({"methods": ("prior",)}, "give --pretrain-on, or --weights"),
     ({"weights": Path("none.pt")}, "none.pt"),
     ({"weights": PLUGIN}, "takes no weights"),
+    ({"weights": PLUGIN, "methods": ("encoder",), "recipe": "resnet50"}, "--set image.weights=FILE"),
+    ({"methods": ()}, "--method is empty"),
     ({"methods": ("prior",), "recipe": "image-only"}, "is for a released file, and none is given"),
     ({"methods": ("toy-method", "toy-other"), "weights": PLUGIN}, "belongs to one method"),
     ({"targets": ("reports",), "datasets": ("toy-data", "phantom")}, "nothing to evaluate"),
@@ -207,19 +209,22 @@ def test_only_what_is_missing_runs(request_):
     assert summary.new == 3
     next(request_.output.glob("*.json")).unlink()
     assert run(request_)[0].new == 1
+    next(request_.output.glob("*.parquet")).unlink()
+    assert run(request_)[0].new == 1
 
 
 def test_text_tasks_do_not_apply_to_methods_without_text(request_):
     run(replace(request_, tasks=("toy-text",)))
     (result,) = results.read_results(request_.output)
     assert (result.status, result.reason) == ("not_applicable", "toy-method has no text encoder")
+    assert grid.plan(replace(request_, tasks=("toy-text",))).missing == []
 
 
 def test_a_bug_costs_its_cell_only(request_, monkeypatch):
     monkeypatch.setenv("TOY_FAIL", "0.1")
     summary, listener = run(request_)
     assert summary.new == 3
-    assert len(summary.failed) == 2
+    assert len(summary.failed) == summary.lost == 2
     assert all("ZeroDivisionError: a bug in the toy task" in trace for trace in summary.failed.values())
     assert len(listener.errors) == 2
     monkeypatch.delenv("TOY_FAIL")
@@ -230,6 +235,12 @@ def test_no_weights_are_made_while_a_recipe_is_not_valid(request_, monkeypatch):
     monkeypatch.setattr(execution, "obtain", lambda *_: pytest.fail("computed"))
     with pytest.raises(UserError, match="unknown setting 'widht'"):
         run(replace(request_, overrides={"widht": 4}))
+
+
+def test_weights_that_fail_cost_all_their_cells(request_, monkeypatch):
+    monkeypatch.setattr(execution, "obtain", lambda *_: 1 / 0)
+    summary, _ = run(request_)
+    assert (len(summary.failed), summary.lost) == (1, 5)
 
 
 def test_a_user_error_ends_the_run_and_keeps_what_was_done(request_, monkeypatch):

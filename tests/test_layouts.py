@@ -31,7 +31,7 @@ from prior_bench.errors import UserError
 from prior_bench.layouts import LAYOUTS
 from prior_bench.recipe_files import recipe_file, released
 from prior_bench.recipes import ImageEncoderSpec
-from prior_bench.state_files import read_state
+from prior_bench.state_files import read_state, write_state
 from prior_bench.testing import sample_images, sample_texts
 from prior_bench.weights import coverage_of, fit_state, load_checkpoint, new_method
 
@@ -592,6 +592,18 @@ def test_a_whole_model_is_converted(tmp_path):
     torch.save(model, tmp_path / "model.pt")
     assert convert("--trust", tmp_path / "model.pt", tmp_path / "out.safetensors").exit_code == 0
     assert torch.equal(read_state(tmp_path / "out.safetensors")["0.weight"], model[0].weight)
+
+
+def test_a_folder_of_ours_is_inspected(tmp_path):
+    write_state({"image_encoder.model.conv1.weight": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    assert "layout: ours" in CliRunner().invoke(app, ["weights", "inspect", str(tmp_path)]).output
+
+
+def test_a_place_that_cannot_be_written_is_found_before_anything_runs(tmp_path):
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "file.pt")
+    done = convert("--trust", tmp_path / "file.pt", "/proc/out.safetensors")
+    assert done.exit_code == 2
+    assert "cannot write" in done.output
 
 
 def test_what_convert_refuses(tmp_path):

@@ -166,6 +166,7 @@ def test_output_that_cannot_be_written_is_found(tmp_path):
     with pytest.raises(UserError, match="cannot write") as error:
         results.check_writable(tmp_path / "file" / "results", 1, "--output")
     assert "--output" in str(error.value)
+    assert (error.value.where, error.value.expected) == (str(tmp_path / "file"), "a folder")
     results.check_writable(tmp_path / "new", 1, "--output")
     assert list((tmp_path / "new").iterdir()) == []
 

@@ -344,6 +344,15 @@ def test_a_truncated_file_is_named(tmp_path, suffix):
         assert error.value.fix
 
 
+@pytest.mark.parametrize(("content", "says"), [(b"", "is empty"), (b"# Read me", "this is not a weights file"),
+                                               (b"\x80\x02q", "convert --trust")])
+def test_unpickling_is_advised_for_pickles_alone(tmp_path, content, says):
+    (tmp_path / "weights.pt").write_bytes(content)
+    with pytest.raises(UserError, match=says) as error:
+        read_state(tmp_path / "weights.pt")
+    assert ("--trust" in str(error.value)) == ("--trust" in says)
+
+
 class Malicious:
     def __reduce__(self):
         return os.mkdir, (os.environ["PRIOR_BENCH_TEST_TRAP"],)

@@ -5,6 +5,8 @@ CLIP's or SigLIP's kind. Code that lies beside weights on the hub runs only with
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
+from pathlib import Path
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -35,11 +37,15 @@ class HuggingFace(Tower):
             self.tokenizer: Any = None
             if self.has_text:
                 self.tokenizer = transformers.AutoTokenizer.from_pretrained(recipe.encoder, **options)
-        except (OSError, ValueError, ImportError) as error:
-            fix = "where you trust the code that lies beside the weights: --set trust_remote_code=true"
-            raise missing("transformers", recipe.encoder, error, "a model on the hub or in a local folder",
-                          fix if "trust_remote_code" in str(error) else "") from error
-        self.vision: Any = self.model.vision_model if self.has_text else self.model
+        except Exception as error:  # of files that are not a model's, transformers raises almost any
+            raise missing("transformers", recipe.encoder, error, "a model on the hub or in a local folder, "
+                          "with config.json, its weights and preprocessor_config.json",
+                          _fix(recipe.encoder, error), Path(recipe.encoder)) from error
+        self.vision: Any = getattr(self.model, "vision_model", None) if self.has_text else self.model
+        if self.vision is None or "pixel_values" not in signature(self.vision.forward).parameters:
+            raise UserError(f"the {self.model.config.model_type} model {recipe.encoder!r} takes no images",
+                            where="--method", expected="an image encoder, or a dual encoder as CLIP or SigLIP",
+                            fix="give another model")
         interpolation: Literal["bilinear", "bicubic"] = "bicubic" if processor.resample == _BICUBIC else "bilinear"
         self.image_input = ImageInput(size=_size(processor), channels=3, mean=tuple(processor.image_mean),
                                       std=tuple(processor.image_std), interpolation=interpolation)
@@ -81,6 +87,12 @@ class HuggingFace(Tower):
     def _fixed_length(self) -> bool:
         """SigLIP was trained with padding to the whole context, and attends to it."""
         return str(self.model.config.model_type).startswith("siglip")
+
+
+def _fix(encoder: str, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "where you trust the code that lies beside the weights: --set trust_remote_code=true"
+    return "give the folder that holds the file" if Path(encoder).is_file() else ""
 
 
 def _size(processor: Any) -> int:

@@ -1,6 +1,6 @@
 """`open-clip:NAME/PRETRAINED`: a dual encoder of OpenCLIP: CLIP, BiomedCLIP and relatives.
 
-PRETRAINED is a tag of open_clip or the path of a file; `hf-hub:ORG/REPO` and `local-dir:FOLDER` name both at once.
+PRETRAINED is a tag of open_clip or the path of a file; `hf-hub:ORG/REPO` and the path of a folder name both at once.
 Texts that are longer than the encoder's context are cut there.
 """
 
@@ -18,7 +18,8 @@ from prior_bench.method import ImageFeatures, TextFeatures
 from prior_bench.methods.pretrained.towers import PretrainedRecipe, Tower, missing
 from prior_bench.types import ImageInput
 
-_SCHEMES = ("hf-hub:", "local-dir:")
+_FOLDER = "local-dir:"
+_SCHEMES = ("hf-hub:", _FOLDER)
 
 
 class OpenClip(Tower):
@@ -34,9 +35,12 @@ class OpenClip(Tower):
         try:
             self.model: Any = open_clip.create_model(name, pretrained=pretrained)
             self.tokenizer = open_clip.get_tokenizer(name)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise missing("OpenCLIP", recipe.encoder, error, "NAME/PRETRAINED, hf-hub:ORG/REPO or local-dir:FOLDER"
-                          ) from error
+        except Exception as error:  # of files that are not the model's, OpenCLIP raises almost any
+            local = Path(pretrained or name.removeprefix(_FOLDER))
+            expected = (f"weights of {name}, as OpenCLIP saves them" if local.is_file() else
+                        "open_clip_config.json and its weights, as OpenCLIP saves them" if local.is_dir() else
+                        "NAME/PRETRAINED, hf-hub:ORG/REPO or the path of a folder")
+            raise missing("OpenCLIP", recipe.encoder, error, expected, local=local) from error
         config = self.model.visual.preprocess_cfg
         size = config["size"]
         interpolation: Literal["bilinear", "bicubic"] = config["interpolation"]
@@ -66,8 +70,14 @@ def _split(encoder: str) -> tuple[str, str | None]:
     if encoder.startswith(_SCHEMES):
         return encoder, None
     name, _, pretrained = encoder.partition("/")
+    if name not in open_clip.list_models() and Path(encoder).is_dir():
+        return f"{_FOLDER}{encoder}", None
     if name not in open_clip.list_models():
-        raise unknown_name("model of OpenCLIP", name, open_clip.list_models(), where="--method")
+        if Path(encoder).is_file():
+            raise UserError("which model of OpenCLIP the file is of is not said", where=encoder,
+                            expected=f"open-clip:NAME/{encoder}", fix="give the name, one of open_clip.list_models()")
+        raise unknown_name("model of OpenCLIP", name or encoder, open_clip.list_models(), where="--method",
+                           see="open_clip.list_models(), or give the path of a folder that is there")
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained not in tags and not Path(pretrained).is_file():
         raise UserError(f"the weights of {name} are not named" if not pretrained else

@@ -10,7 +10,9 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from math import log2
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from pickle import UnpicklingError
+from textwrap import shorten
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,9 @@ from prior_bench.encoders.image import STRIDES, resample
 from prior_bench.errors import UserError
 from prior_bench.method import ImageFeatures, Method
 from prior_bench.recipes import Recipe
+from prior_bench.state_files import read_state
+
+_WEIGHTS = ("*model*.safetensors", "*model*.bin")  # in a folder of OpenCLIP or transformers
 
 
 class PretrainedRecipe(Recipe):
@@ -76,9 +81,22 @@ class Tower(Method):
         self.levels = [min(range(len(maps)), key=lambda i: (abs(log2(strides[i] / s)), -i)) for s in STRIDES]
 
 
-def missing(family: str, name: str, error: Exception, expected: str, fix: str = "") -> UserError:
-    """The error of an encoder that cannot be had."""
-    reason: Any = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f"the encoder {name!r} of {family} could not be loaded: {reason}", where="--method",
-                     expected=expected,
-                     fix=fix or "check the name; without network, give the path of a local file or folder")
+def missing(family: str, name: str, error: Exception, expected: str, fix: str = "", local: Path | None = None
+            ) -> UserError:
+    """The error of an encoder that cannot be had. `local` is the file or folder that it was to come from, if there is
+    one; a file there that cannot be read at all is told in its place."""
+    if local is None or not local.exists():
+        return UserError(f"the encoder {name!r} of {family} could not be loaded: {_reason(error)}", where="--method",
+                         expected=expected,
+                         fix=fix or "check the name; without network, give the path of a local file or folder")
+    for file in [local] if local.is_file() else sorted(p for pattern in _WEIGHTS for p in local.glob(pattern)):
+        read_state(file)
+    return UserError(f"{family} cannot load the encoder {name!r}: {_reason(error)}", where=str(local),
+                     expected=expected, fix=fix or "check that its files are complete and belong together; "
+                                                   "`prior-bench weights inspect FILE` says what one holds")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnpicklingError):  # torch advises to run what is in it
+        return "its weights hold more than tensors"
+    return shorten(str(error), 200) or type(error).__name__

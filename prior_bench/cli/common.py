@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 from collections.abc import Callable
@@ -20,6 +21,9 @@ R = TypeVar("R")
 
 CACHE_VARIABLE = "PRIOR_BENCH_CACHE"
 INTERRUPTED = 130
+# What the system refuses, which no bug of ours causes: permissions, full disks, a file in a folder's place.
+REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR,
+           errno.EISDIR}
 
 CacheOption = Annotated[Path | None, typer.Option(
     "--cache", show_default=False,
@@ -32,7 +36,8 @@ ResultsOption = Annotated[Path, typer.Option("--results", help="Folder that `pri
 
 
 def verb(function: Callable[P, R]) -> Callable[P, R]:
-    """A UserError ends in its message and exit code 2, Ctrl-C in 130; all else is a bug and keeps its traceback."""
+    """A UserError, and what the system refuses, ends in its message and exit code 2, Ctrl-C in 130; all else is a bug
+    and keeps its traceback."""
 
     @functools.wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -40,6 +45,13 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except UserError as error:
             typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+        except OSError as error:
+            if error.errno not in REFUSED:
+                raise
+            refused = UserError(f"the system refuses: {error.strerror}", where=str(error.filename or ""),
+                                fix="mend permissions or free space there, or name another file or folder")
+            typer.echo(f"error: {refused}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)

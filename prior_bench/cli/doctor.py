@@ -113,9 +113,14 @@ def _cache(folder: Path) -> Iterator[Finding]:
 
 
 def _data(data_root: Path | None, cache: Path) -> Iterator[Finding]:
-    """Real data that is missing is no problem until it is asked for."""
+    """Real data that is missing is no problem until it is asked for, but a data root that was given is."""
     from prior_bench import plugins
+    from prior_bench.data.dataset import DATA_ROOT_VARIABLE, chosen_root
 
+    given = chosen_root(data_root)
+    if given is not None and not given.is_dir():
+        yield ("problem", f"the data root {'is no folder' if given.exists() else 'does not exist'}: {given}",
+               f"give the folder that holds the data sets as --data-root or in ${DATA_ROOT_VARIABLE}")
     for name in plugins.names("datasets"):
         try:
             kind = plugins.load("datasets", name)

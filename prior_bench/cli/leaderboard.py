@@ -35,7 +35,7 @@ def leaderboard(
     from prior_bench import plugins
     from prior_bench.leaderboard import files
     from prior_bench.leaderboard.page import INDEX, Site
-    from prior_bench.results import check_writable
+    from prior_bench.results import check_writable, some_result_files
 
     add_plugins(plugin)
     caches = cache_folder(cache)
@@ -47,6 +47,8 @@ def leaderboard(
         for dataset, reason in done.unchecked.items():
             typer.echo(f"warning: labels were not held against {dataset}: {reason}", err=True)
         typer.echo(f"added {done.cells} cells to {results}; {done.known} were there already")
+    if not published:  # which has rows of its own
+        some_result_files(results)
     folder = output or results
     if results.is_dir():  # else reading it says what is wrong with it
         for wanted, mebibytes, option in ((folder, 1, "--output"), (html, 32, "--html"), (figures, 32, "--figures")):

@@ -137,19 +137,19 @@ def _carry_out(planned: Grid, ray: str | None, plugin_files: list[Path]) -> None
     """Run what is missing, then show what there is."""
     missing = planned.missing
     output = planned.request.output
-    failed: dict[str, str] = {}
+    summary = None
     if missing:
         summary = _execute(planned, ray, plugin_files)
-        failed = summary.failed
     else:
         typer.echo(f"nothing to do: all {len(planned.cells)} cells are done")
     _write_leaderboard(planned, again=bool(missing))
     typer.echo(f"leaderboard: {output / 'LEADERBOARD.md'}")
-    for name, trace in failed.items():
+    if summary is None or not summary.failed:
+        return
+    for name, trace in summary.failed.items():
         typer.echo(f"\nfailed: {name}\n{trace}", err=True)
-    if failed:
-        typer.echo(f"{len(failed)} cells failed with the errors above; the others are stored", err=True)
-        raise typer.Exit(1)
+    typer.echo(f"{summary.lost} cells failed with the errors above; the others are stored", err=True)
+    raise typer.Exit(1)
 
 
 def _execute(planned: Grid, ray: str | None, plugin_files: list[Path]) -> Summary:

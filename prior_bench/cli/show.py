@@ -44,13 +44,10 @@ def show(
 
 def find(folder: Path, name: str) -> Path:
     """The JSON file of the cell of that name, or of the only one whose name begins so."""
-    from prior_bench.results import result_files
+    from prior_bench.results import some_result_files
 
     stem = name.removesuffix(".json").removesuffix(".parquet")
-    names = [path.stem for path in result_files(folder)]
-    if not names:
-        raise UserError("there are no results", where=str(folder),
-                        expected="a folder that `prior-bench run` wrote", fix="give --results")
+    names = [path.stem for path in some_result_files(folder)]
     found = [known for known in names if known == stem] or [known for known in names if known.startswith(stem)]
     if not found:
         parts = stem.count("_") + 1

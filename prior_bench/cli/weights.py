@@ -38,10 +38,12 @@ def _weights() -> None:
 
 @app.command()
 @verb
-def inspect(file: Annotated[Path, typer.Argument(help="A file by the authors of a method, or of ours.")]) -> None:
+def inspect(file: Annotated[Path, typer.Argument(help="A file by the authors of a method, or ours.")]) -> None:
     """Say which layout a weights file has, what it holds, and how it is used."""
     from prior_bench.state_files import read_state
+    from prior_bench.weights import WEIGHTS
 
+    file = file / WEIGHTS if file.is_dir() else file
     _describe(file, read_state(file))
 
 
@@ -63,8 +65,10 @@ def convert(
     if out.suffix != ".safetensors" or out.exists() or not out.parent.is_dir():
         raise UserError("this is not a place for the converted file", where=str(out),
                         expected="a name that ends in .safetensors, in a folder that exists, and is not taken")
+    from prior_bench.results import check_writable
     from prior_bench.state_files import read_trusted, write_state
 
+    check_writable(out.parent, file.stat().st_size if file.is_file() else 0, "OUT.safetensors")
     state = read_trusted(file)
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     write_state(state, temporary)

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 DATA_ROOT_VARIABLE = "PRIOR_BENCH_DATA"
 
 
+def chosen_root(given: Path | None) -> Path | None:
+    """The folder of the real data sets: as given, or in $PRIOR_BENCH_DATA."""
+    return given or (Path(os.environ[DATA_ROOT_VARIABLE]) if os.environ.get(DATA_ROOT_VARIABLE) else None)
+
+
 @dataclass(frozen=True, slots=True)
 class LabelTable:
     """Label values of one target: `values` (N, C) float32 in {0, 1, NaN = missing}, rows in the order of `ids`.
@@ -185,7 +190,7 @@ class Dataset(ABC):
         """`<data root>/<folder>`; the data root is given or in $PRIOR_BENCH_DATA. None if it needs no files."""
         if not cls.needs_root:
             return None
-        base = data_root or (Path(os.environ[DATA_ROOT_VARIABLE]) if os.environ.get(DATA_ROOT_VARIABLE) else None)
+        base = chosen_root(data_root)
         fix = f"put the files under a data root and give it as --data-root or in ${DATA_ROOT_VARIABLE}"
         if base is None:
             raise UserError(f"no data root is set, and {cls.name} needs files", expected=f"a folder {cls.folder}/",

@@ -96,6 +96,7 @@ def test_no_golden_values_of_this_kind(call, baseline):
     (("--precision", "fp16"), "unknown precision"),
     (("--device", "cuda:99"), "error: "),
     (("--method", "convirt", "--task", "zero-shot", "--junit", "/proc/none/gate.xml"), "cannot write"),
+    (("--method", "convirt", "--task", "zero-shot", "--cache", __file__), "cannot write: this is a file"),
     (("--seed", "1"), "the exact gate trains nothing"),
     (("--gate", "statistical", "--seed", "one"), "not a list of numbers"),
     (("--gate", "statistical", "--baseline", "nowhere"), "there is no statistical baseline"),

@@ -69,6 +69,7 @@ def test_mistakes_are_one_message(tmp_path):
         result = CliRunner().invoke(app, ["diagnose", *arguments])
         assert result.exit_code == 2
         assert message in result.output
+        assert "or a weights file" not in result.output
 
 
 def test_an_unknown_dataset_is_named(diagnose):

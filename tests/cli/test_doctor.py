@@ -36,6 +36,15 @@ def test_problems_have_fixes_and_exit_code_2(tmp_path, monkeypatch, capsys):
     assert "3 problems" in text
 
 
+def test_a_data_root_that_does_not_exist(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PRIOR_BENCH_DATA", str(tmp_path / "none"))
+    with pytest.raises(typer.Exit):
+        doctor.doctor(cache=tmp_path)
+    text = capsys.readouterr().out
+    assert f"PROBLEM the data root does not exist: {tmp_path / 'none'}" in text
+    assert "1 problems" in text
+
+
 def test_missing_libgl_is_a_problem(tmp_path, monkeypatch, capsys):
     found = openmmlab.OpenMMLab("onedl", dict.fromkeys(doctor.LIBRARIES, "1"), "torchvision's nms",
                                 {"opencv-python": "1"}, ["opencv needs libGL here"])

@@ -154,8 +154,30 @@ def test_a_cell_of_another_protocol_version(call, committed):
 
 def test_a_folder_without_results(call, tmp_path):
     (tmp_path / "results").mkdir()
-    for verb in (("compare", "a", "b"), ("show", "x"), ("score", "results"), ("submit", "results")):
+    for verb in (("compare", "a", "b"), ("show", "x"), ("score", "results"), ("submit", "results"),
+                 ("leaderboard", "results")):
         assert "error: there are no results" in call(*verb, code=2)
+    assert not list((tmp_path / "results").iterdir())
+    call("leaderboard", "results", "--published")
+
+
+def test_what_the_system_refuses(call, committed):
+    folder = committed(PATTERN)
+    (folder / f"{CELL}.json").unlink()
+    (folder / f"{CELL}.json").mkdir()
+    text = call("leaderboard", folder, code=2)
+    assert "error: the system refuses: Is a directory" in text
+    assert f"{CELL}.json" in text
+
+
+def test_submit_replaces_an_archive_and_nothing_else(call, committed, tmp_path):
+    committed(PATTERN)
+    for _ in range(2):
+        call("submit", "results", "--output", "new/own.zip")
+    (tmp_path / "notes.txt").write_text("hi")
+    assert "error: there is something else already" in call("submit", "results", "--output", "notes.txt", code=2)
+    assert (tmp_path / "notes.txt").read_text() == "hi"
+    assert "the archive is a folder" in call("leaderboard", "results", "--from", "new", code=2)
 
 
 def test_submit_and_add(call, committed, tmp_path):
@@ -180,4 +202,6 @@ def test_figures(call, committed, tmp_path):
     assert sorted((f.stem.partition("-phantom")[0], f.suffix) for f in (tmp_path / "drawn").iterdir()) == [
         (name, kind) for name in ("labels", "pre-training-small-long", "precision-recall", "reliability", "roc")
         for kind in (".png", ".svg")]
-    assert "cannot write" in call("leaderboard", "results", "--figures", "results/leaderboard.csv", code=2)
+    text = call("leaderboard", "results", "--figures", "results/leaderboard.csv", code=2)
+    assert "cannot write: this is a file" in text
+    assert "expected: a folder" in text

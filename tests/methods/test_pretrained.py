@@ -82,7 +82,7 @@ def test_open_clip_computes_what_open_clip_computes(clip_folder):
     import open_clip
 
     model, folder = clip_folder
-    method = build(f"open-clip:local-dir:{folder}")
+    method = build(f"open-clip:{folder}")  # or local-dir:folder, as OpenCLIP writes it
     spec = method.image_input
     assert (spec.size, spec.interpolation) == (32, "bicubic")
     np.testing.assert_allclose(spec.mean, (0.1, 0.2, 0.3))
@@ -111,6 +111,26 @@ def test_a_model_of_open_clip_with_weights_from_a_file(clip_folder, tmp_path_fac
     images = sample_images(method, 2)
     with torch.no_grad():
         torch.testing.assert_close(method.encode_image(images).joint, model.encode_image(images, normalize=True))
+
+
+@pytest.mark.parametrize(("save", "says"), [
+    (lambda file: file.write_bytes(b"no model"), "this is not a weights file"),
+    (lambda file: torch.save(timm.create_model("test_vit").state_dict(), file), "Missing key"),
+])
+def test_a_file_that_does_not_fit_a_model_of_open_clip(tmp_path, save, says):
+    save(tmp_path / "weights.bin")
+    with pytest.raises(UserError, match=says) as error:
+        build(f"open-clip:ViT-B-32/{tmp_path / 'weights.bin'}")
+    assert error.value.where == str(tmp_path / "weights.bin")
+    assert "weights_only" not in str(error.value)
+
+
+def test_weights_of_open_clip_of_another_width(clip_folder):
+    _, folder = clip_folder
+    with pytest.raises(UserError, match=r"width changed[\s\S]*weights of ViT-B-32"):
+        build(f"open-clip:ViT-B-32/{folder / 'open_clip_pytorch_model.bin'}")
+    with pytest.raises(UserError, match="open-clip:NAME/"):
+        build(f"open-clip:{folder / 'open_clip_pytorch_model.bin'}")
 
 
 def test_open_clip_names_what_is_missing():
@@ -253,6 +273,28 @@ def test_code_beside_weights_runs_only_where_the_flag_is_given(tmp_path, monkeyp
 def test_a_folder_that_is_no_model(tmp_path):
     with pytest.raises(UserError, match="local folder"):
         build(f"hf:{tmp_path / 'nowhere'}")
+
+
+def test_a_folder_that_is_not_complete(tmp_path):
+    vision_folder(tmp_path)
+    file = tmp_path / "model.safetensors"
+    with pytest.raises(UserError, match="give the folder"):
+        build(f"hf:{file}")
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(UserError, match=r"preprocessor_config\.json[\s\S]*files are complete"):
+        build(f"hf:{tmp_path}")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="truncated") as error:
+        build(f"hf:{tmp_path}")
+    assert error.value.where == str(file)
+
+
+def test_a_model_that_takes_no_images(tmp_path):
+    vision_folder(tmp_path)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.BertModel(transformers.BertConfig(vocab_size=8, **size)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"bert model .* takes no images"):
+        build(f"hf:{tmp_path}")
 
 
 # ------------------------------------------------------------------------------------------ planning

@@ -1,0 +1,30 @@
+"""`--plugin FILE`: a file that cannot be imported is told with the line at which it fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prior_bench import plugins
+from prior_bench.errors import UserError
+
+
+@pytest.mark.parametrize(("text", "says", "line"), [
+    ("import os\nx = (\n", "SyntaxError: '(' was never closed", 2),
+    ("import nosuchmodule\n", "ModuleNotFoundError: No module named 'nosuchmodule'", 1),
+    ("import json\n\njson.loads('{')\n", "JSONDecodeError", 3),  # raised elsewhere, reached from here
+])
+def test_a_file_that_fails(tmp_path, monkeypatch, text, says, line):
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(text)
+    with pytest.raises(UserError) as error:
+        plugins.add_file(Path("own.py"))
+    assert says in error.value.what
+    assert error.value.where.endswith(f"own.py, line {line}")
+
+
+def test_a_file_that_is_no_python(tmp_path):
+    (tmp_path / "own").write_text("")
+    with pytest.raises(UserError, match=r"give a \.py file"):
+        plugins.add_file(tmp_path / "own")
