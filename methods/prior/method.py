@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from prior_bench.data.augment import Augmentation
+from prior_bench.data.augment import Augmentation, augment
 from prior_bench.encoders.dual import DualEncoder
 from prior_bench.encoders.image import fit_channels
 from prior_bench.encoders.pooling import AttentionPool, sentence_means
@@ -244,9 +244,10 @@ class Prior(DualEncoder):
 
     def view(self, study: StudyView, rng: np.random.Generator) -> Sample:
         """One of the study's images, slightly moved, and its sentences in random order."""
+        pixels = augment(study.images[rng.integers(len(study.images))], self.recipe.augmentation, rng)
         sentences = study.report.sentences
         shuffled = [sentences[i] for i in rng.permutation(len(sentences))]
-        return self.pair(study, shuffled, self.recipe.augmentation, rng)
+        return {"image": pixels, "tokens": self.text_encoder.tokens(shuffled)}
 
     def losses(self, batch: Batch, progress: float) -> dict[str, tuple[float, Tensor]]:
         assert self.recipe.training is not None
