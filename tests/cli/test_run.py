@@ -57,6 +57,12 @@ def test_runs_and_then_has_nothing_to_do(tmp_path):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "results").iterdir()} == written
 
 
+def test_images_that_are_left_out_are_listed(tmp_path):
+    done = run(tmp_path, "--max-bad-images", "2", "--dry-run", TOY_BAD="i7,i6")
+    assert done.returncode == 0, done.stderr
+    assert "left out: 2 unreadable images of toy-data: i6, i7" in done.stdout
+
+
 def test_kill_loses_the_cell_in_flight_only(tmp_path):
     process = begin(tmp_path, TOY_SLEEP="1")
     wait_for_results(tmp_path, 2)
