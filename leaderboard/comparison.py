@@ -19,7 +19,6 @@ from prior_bench.leaderboard.sheets import NOT_RUN
 from prior_bench.leaderboard.tables import Heading, Row, Summary, Table, newest, tabled
 from prior_bench.results import read_predictions, some_results
 from prior_bench.statistics import Paired, paired
-from prior_bench.types import Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class Comparison:
     paired: Paired
     groups: int  # leak groups that were resampled
     pretrain_seeds: tuple[int, int]  # how many, of each
-    pairs: list[tuple[Result, Result]]  # the runs with the same seeds of all kinds
+    pairs: list[tuple[Rebuilt, Rebuilt]]  # the runs with the same seeds of all kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +120,8 @@ def _at_fraction(folder: Path, table: Table, place: Place, rows: tuple[Row, Row]
         return LeftOut(place, f"{a.name} is undefined in too many draws")
     groups = len(groups_of(folder, done[0][0].result))
     seeds = [len({one.result.cell.pretrain_seed for one in rebuilt}) for rebuilt in done]
-    other = {(*_seeds(one), one.result.cell.pretrain_seed): one.result for one in done[1]}
-    pairs = [(one.result, other[key]) for one in done[0]
+    other = {(*_seeds(one), one.result.cell.pretrain_seed): one for one in done[1]}
+    pairs = [(one, other[key]) for one in done[0]
              if (key := (*_seeds(one), one.result.cell.pretrain_seed)) in other]
     return Comparison(place, a, b, both, groups, (seeds[0], seeds[1]), pairs)
 
@@ -143,13 +142,11 @@ class LabelTest:
 def label_tests(folder: Path, comparison: Comparison) -> Iterator[LabelTest]:
     """The tests without draws of each pair of runs; none where the task has none."""
     for pair in comparison.pairs:
-        task = plugins.load("tasks", pair[0].cell.task)()
-        a, b = (read_predictions(folder, result) for result in pair)
-        cell = pair[0].cell
+        cell = pair[0].result.cell
+        a, b = (read_predictions(folder, one.result) for one in pair)
         seeds = f"{cell.subset_seed}, {cell.head_seed}, {cell.pretrain_seed}"
-        of_a, of_b = ({metric.name: metric.value for metric in task.score(one)} for one in (a, b))
-        for metric, (test, p) in task.p_values(a, b).items():
-            value_a, value_b = of_a[metric], of_b[metric]
+        for metric, (test, p) in plugins.load("tasks", cell.task)().p_values(a, b).items():
+            value_a, value_b = (one.metrics[metric].value for one in pair)
             assert value_a is not None  # what is tested is defined
             assert value_b is not None
             yield LabelTest(comparison.place, seeds, metric, value_a, value_b, test, p)

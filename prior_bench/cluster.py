@@ -33,7 +33,7 @@ class _Quiet:
 
     def waiting(self, cell: PlannedCell) -> None: ...
 
-    def finished(self, cell: PlannedCell, result: Result, seconds: float) -> None: ...
+    def finished(self, cell: PlannedCell, result: Result, seconds: float | None) -> None: ...
 
     def failed(self, cell: PlannedCell, error: str) -> None: ...
 
@@ -118,4 +118,4 @@ def _tell(grid: Grid, weights: Weights, missing: Sequence[PlannedCell], done: Su
             continue
         assert cell.weights.digest is not None
         path = results.result_path(grid.request.output, cell.cell(cell.weights.digest))
-        listener.finished(cell, results.read_result(path), 0.0)
+        listener.finished(cell, results.read_result(path), None)

@@ -43,7 +43,8 @@ class Listener(Protocol):
 
     def waiting(self, cell: PlannedCell) -> None: ...
 
-    def finished(self, cell: PlannedCell, result: Result, seconds: float) -> None: ...
+    def finished(self, cell: PlannedCell, result: Result, seconds: float | None) -> None:
+        """`seconds` is None for a cell that was found stored."""
 
     def failed(self, cell: PlannedCell, error: str) -> None: ...
 
@@ -206,7 +207,7 @@ class _Runner:
             with results.cell_lock(self.output, cell).acquire(timeout=timeout):
                 if results.is_done(self.output, cell):
                     self.summary.found += 1
-                    self.listener.finished(planned, results.read_result(results.result_path(self.output, cell)), 0.0)
+                    self.listener.finished(planned, results.read_result(results.result_path(self.output, cell)), None)
                 else:
                     self._guarded(planned, cell)
         except Timeout:

@@ -324,8 +324,7 @@ def _weights(request: Request, method: str, seed: int, source: Opened | None) ->
     if request.weights is not None:
         if not trains and not loads:
             raise UserError(f"the method {method!r} takes no weights", where="--weights",
-                            fix="leave --weights out; `encoder` and `timm:NAME` take a file by --set "
-                                "image.weights=FILE, `hf:` and `open-clip:` in the name")
+                            fix="leave --weights out; a reference takes one by --set image.weights=FILE or in its name")
         key = digest_json([*made_from, _file_digest(request.weights, request.cache), request.allow_partial_weights,
                            source.digest if source is not None else None])  # whose reports may make the vocabulary
         digest = read_note(request.cache, key)

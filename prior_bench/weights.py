@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from prior_bench import plugins
 from prior_bench.digests import digest_array, digest_file, digest_json
+from prior_bench.engine.pretrain import LOG
 from prior_bench.errors import UserError
 from prior_bench.state_files import converting, read_state, write_state
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 WEIGHTS, RECIPE, META, TOKENIZER = "weights.safetensors", "recipe.json", "meta.json", "tokenizer"
-_HISTORY = (META, "log.jsonl")  # say how the weights were made, not what they compute
+_HISTORY = (META, LOG)  # say how the weights were made, not what they compute
 IMAGE, TEXT, HEADS = "image encoder", "text encoder", "heads"
 PARTS = {"image_encoder": IMAGE, "text_encoder": TEXT}  # by first name of a key; the rest are heads
 

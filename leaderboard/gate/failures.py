@@ -30,5 +30,5 @@ class Failures:
     def waiting(self, cell: PlannedCell) -> None:
         """Nothing."""
 
-    def finished(self, cell: PlannedCell, result: Result, seconds: float) -> None:
+    def finished(self, cell: PlannedCell, result: Result, seconds: float | None) -> None:
         """Nothing."""

@@ -24,6 +24,5 @@ class Encoder(EncoderOnly):
     def from_recipe(cls, recipe: Recipe, texts: Iterable[str] | None = None, tokenizer: Path | None = None) -> Self:
         if recipe.image.weights == "random":
             raise UserError("the method 'encoder' evaluates the weights of a file, and none is given",
-                            where="image.weights",
-                            fix="give --set image.weights=FILE; random weights are --method random")
+                            where="image.weights", fix="give --set image.weights=FILE")
         return super().from_recipe(recipe, texts, tokenizer)

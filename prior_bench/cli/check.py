@@ -59,9 +59,10 @@ def check(
     from prior_bench.leaderboard.gate.report import as_json, as_junit, as_text
     from prior_bench.results import check_writable
 
-    check_writable(cache_folder(cache), 1 << 20, "--cache")
+    home = cache_folder(cache)
+    check_writable(home, 1 << 20, "--cache")
     module = import_module(f"prior_bench.leaderboard.gate.{gate.value}")
-    options = Options(choose(device, precision), cache_folder(cache), tuple(comma(method)), tuple(comma(task)), wanted,
+    options = Options(choose(device, precision), home, tuple(comma(method)), tuple(comma(task)), wanted,
                       baseline, lambda line: typer.echo(line, err=True))
     report: Report = module.update(options, reason) if update else module.check(options)
     if update:

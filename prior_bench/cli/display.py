@@ -79,8 +79,8 @@ class Display:
     def waiting(self, cell: PlannedCell) -> None:
         self.states[cell].text = "waiting for another process"
 
-    def finished(self, cell: PlannedCell, result: Result, seconds: float) -> None:
-        if seconds:  # else it was found stored
+    def finished(self, cell: PlannedCell, result: Result, seconds: float | None) -> None:
+        if seconds is not None:
             self.seconds[cell.task, cell.plan.mode].append(seconds)
         self._finish(cell, result)
 
@@ -163,11 +163,11 @@ class PlainDisplay(Display):
         super().waiting(cell)
         typer.echo(f"{cell.title}: another process works on it, waiting")
 
-    def finished(self, cell: PlannedCell, result: Result, seconds: float) -> None:
+    def finished(self, cell: PlannedCell, result: Result, seconds: float | None) -> None:
         super().finished(cell, result, seconds)
         state = self.states[cell]
         what = f"{state.metric} {state.value:.4f}" if state.value is not None else f"{state.text}: {state.reason}"
-        took = duration(seconds) if seconds else "stored before"
+        took = "found stored" if seconds is None else duration(seconds)
         tail = ", ".join(part for part in (took, self.remaining()) if part)
         typer.echo(f"[{self.done}/{len(self.states)}] {cell.title}: {what} ({tail})")
 
