@@ -14,7 +14,7 @@ from pathlib import Path
 
 from prior_bench import plugins
 from prior_bench.errors import UserError, unknown_name
-from prior_bench.leaderboard.rebuild import Rebuilt, groups_of, rebuild
+from prior_bench.leaderboard.rebuild import Rebuilt, Tell, groups_of, rebuild
 from prior_bench.leaderboard.sheets import NOT_RUN
 from prior_bench.leaderboard.tables import Heading, Row, Summary, Table, newest, tabled
 from prior_bench.results import read_predictions, some_results
@@ -56,8 +56,8 @@ class LeftOut:
     reason: str
 
 
-def compare(folder: Path, methods: tuple[str, str], memo: Path,
-            recipe: str | None = None) -> list[Comparison | LeftOut]:
+def compare(folder: Path, methods: tuple[str, str], memo: Path, recipe: str | None = None,
+            tell: Tell = lambda done, whole: None) -> list[Comparison | LeftOut]:
     """Every place in which one of the methods has a result, in the order of the tables."""
     kept, _ = newest(some_results(folder))
     if methods[0] == methods[1]:
@@ -70,7 +70,7 @@ def compare(folder: Path, methods: tuple[str, str], memo: Path,
         if recipe not in (known := {result.cell.recipe for result in wanted}):
             raise unknown_name("recipe", recipe, known, where=str(folder))
         wanted = [result for result in wanted if result.cell.recipe == recipe]
-    tables = tabled(wanted, rebuild(folder, kept, memo, wanted))
+    tables = tabled(wanted, rebuild(folder, kept, memo, wanted, tell))
     return [found for table in tables for found in _in_table(folder, table, methods)]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -30,6 +30,8 @@ from prior_bench.types import Metric, Result
 _PACKAGE = Path(prior_bench.__file__).parent
 TOLERANCE = 1e-9
 
+Tell = Callable[[int, int], None]  # how many results are rebuilt, and of how many
+
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
@@ -44,13 +46,14 @@ class Rebuilt:
         return [stored.name for stored in self.result.metrics if not _same(stored, self.metrics.get(stored.name))]
 
 
-def rebuild(folder: Path, found: Sequence[Result], memo: Path,
-            wanted: Sequence[Result] | None = None) -> list[Rebuilt]:
+def rebuild(folder: Path, found: Sequence[Result], memo: Path, wanted: Sequence[Result] | None = None,
+            tell: Tell = lambda done, whole: None) -> list[Rebuilt]:
     """Rebuild the results with status `done` of a folder, in their order.
 
     Args:
         found: the results whose groups make the draws.
         wanted: those of them to rebuild, if not all.
+        tell: called after each result.
     """
     done = [result for result in found if result.status == "done"]
     groups: dict[str, set[str]] = defaultdict(set)
@@ -59,7 +62,12 @@ def rebuild(folder: Path, found: Sequence[Result], memo: Path,
     draws = {dataset: group_draws(sorted(names)) for dataset, names in groups.items()}
     keys = {dataset: digest_json(sorted(names)) for dataset, names in groups.items()}
     chosen = done if wanted is None else [result for result in wanted if result.status == "done"]
-    return [_rebuild(folder, r, draws[r.cell.dataset], keys[r.cell.dataset], memo) for r in chosen]
+    rebuilt = []
+    for result in chosen:
+        dataset = result.cell.dataset
+        rebuilt.append(_rebuild(folder, result, draws[dataset], keys[dataset], memo))
+        tell(len(rebuilt), len(chosen))
+    return rebuilt
 
 
 def problems(folder: Path, result: Result) -> list[str]:

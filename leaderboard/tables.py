@@ -18,7 +18,7 @@ import numpy as np
 
 from prior_bench import plugins
 from prior_bench.grid import NO_SOURCE
-from prior_bench.leaderboard.rebuild import Rebuilt, rebuild
+from prior_bench.leaderboard.rebuild import Rebuilt, Tell, rebuild
 from prior_bench.results import read_results
 from prior_bench.statistics import interval, over_seeds
 from prior_bench.types import Metric, Result
@@ -190,10 +190,10 @@ class Known:
     warnings: list[str]
 
 
-def known(folder: Path, memo: Path) -> Known:
+def known(folder: Path, memo: Path, tell: Tell = lambda done, whole: None) -> Known:
     """The tables of the results in `folder`; `memo` is where rebuilt numbers are remembered by content."""
     kept, notes = newest(list(read_results(folder)))
-    rebuilt = rebuild(folder, kept, memo)
+    rebuilt = rebuild(folder, kept, memo, tell=tell)
     warnings = [f"{r.result.cell.name}: the stored {', '.join(names)} differ from what the predictions give; "
                 f"the tables show the latter" for r in rebuilt if (names := r.differing())]
     return Known(tabled(kept, rebuilt), notes, warnings)

@@ -7,6 +7,7 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
@@ -21,6 +22,7 @@ R = TypeVar("R")
 
 CACHE_VARIABLE = "PRIOR_BENCH_CACHE"
 INTERRUPTED = 130
+PATIENCE = 5.0  # seconds of silence that a user bears
 # What the system refuses, which no bug of ours causes: permissions, full disks, a file in a folder's place.
 REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR,
            errno.EISDIR}
@@ -94,6 +96,19 @@ def tell_left_out(dataset: Dataset) -> None:
     if dataset.exclude:
         typer.echo(f"left out: {len(dataset.exclude)} unreadable images of {dataset.name}: "
                    f"{', '.join(sorted(dataset.exclude))}")
+
+
+def counted() -> Callable[[int, int], None]:
+    """A callback that says how many cells' numbers are rebuilt, one line every few seconds; of few nothing is heard."""
+    told = monotonic()
+
+    def tell(done: int, whole: int) -> None:
+        nonlocal told
+        if done < whole and monotonic() - told > PATIENCE:
+            told = monotonic()
+            typer.echo(f"numbers rebuilt from predictions: {done} of {whole} cells", err=True)
+
+    return tell
 
 
 def add_plugins(files: list[Path] | None) -> None:

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from prior_bench.cli.common import CacheOption, DataRootOption, PluginOption, add_plugins, cache_folder, comma, verb
+from prior_bench.cli.common import (
+    CacheOption,
+    DataRootOption,
+    PluginOption,
+    add_plugins,
+    cache_folder,
+    comma,
+    counted,
+    verb,
+)
 
 
 @verb
@@ -57,7 +66,7 @@ def leaderboard(
     for name in comma(examples_of):
         plugins.load("datasets", name)  # a name that is none is told now
     site = None if html is None else Site(html, caches, data_root, tuple(comma(examples_of)))
-    for warning in files.write(results, folder, caches / "leaderboard", published, site, figures):
+    for warning in files.write(results, folder, caches / "leaderboard", published, site, figures, counted()):
         typer.echo(f"warning: {warning}", err=True)
     written = [*(folder / name for name in files.FILES), html and html / INDEX, figures]
     typer.echo(f"wrote {', '.join(str(path) for path in written if path is not None)}")

@@ -16,6 +16,7 @@ from prior_bench.cli.common import (
     add_plugins,
     cache_folder,
     comma,
+    counted,
     numbers,
     seeds,
     tell_left_out,
@@ -180,5 +181,5 @@ def _write_leaderboard(planned: Grid, again: bool) -> None:
             return
     from prior_bench.leaderboard import files
 
-    for warning in files.write(output, output, memo=planned.request.cache / "leaderboard"):
+    for warning in files.write(output, output, planned.request.cache / "leaderboard", tell=counted()):
         typer.echo(f"warning: {warning}", err=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prior_bench.cli.common import PluginOption, add_plugins, verb
+from prior_bench.cli.common import PluginOption, add_plugins, counted, verb
 
 
 @verb
@@ -22,8 +22,10 @@ def score(
 
     found = some_results(results)
     wrong = 0
-    for result in found:
+    tell = counted()
+    for done, result in enumerate(found, 1):
         said = problems(results, result)
+        tell(done, len(found))
         for problem in said:
             typer.echo(f"{result.cell.name}: {problem}")
         wrong += bool(said)

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
-from prior_bench.cli import app
+from prior_bench.cli import app, common
 from prior_bench.digests import digest_file
 from prior_bench.leaderboard.truth import AtHand
 from prior_bench.results import read_result
@@ -117,6 +117,17 @@ def test_score(call, committed):
     assert "in 1 of them a number differs" in text
     (folder / f"{CELL}.json").write_text("{")
     assert "not a result" in call("score", folder, code=2)
+
+
+@pytest.mark.parametrize(("arguments", "whole"), [(["score", "results"], 3), (["leaderboard"], 3),
+                                                  (["compare", "prior", "random"], 2)])
+def test_long_work_says_how_far_it_is(call, committed, monkeypatch, arguments, whole):
+    committed(LINEAR)
+    assert f"of {whole} cells" not in call(*arguments)
+    monkeypatch.setattr(common, "PATIENCE", 0.0)
+    told = call(*arguments)
+    assert f"numbers rebuilt from predictions: 1 of {whole} cells\n" in told
+    assert f"{whole} of {whole}" not in told
 
 
 @pytest.mark.parametrize("write", [
