@@ -102,6 +102,9 @@ def add_file(path: Path) -> list[str]:
             continue
         for kind, base in (("methods", Method), ("tasks", Task), ("datasets", Dataset)):
             if issubclass(value, base):
+                if not isinstance(getattr(value, "name", None), str):
+                    raise UserError(f"the class {value.__name__} has no name", where=str(path),
+                                    expected='a class attribute, as in name = "mine"')
                 _from_files[kind][value.name] = value
                 added.append(value.name)
     if not added:

@@ -1,4 +1,4 @@
-"""`--plugin FILE`: a file that cannot be imported is told with the line at which it fails."""
+"""`--plugin FILE`: a file that cannot be used is told, with the line at which it fails."""
 
 from __future__ import annotations
 
@@ -28,3 +28,10 @@ def test_a_file_that_is_no_python(tmp_path):
     (tmp_path / "own").write_text("")
     with pytest.raises(UserError, match=r"give a \.py file"):
         plugins.add_file(tmp_path / "own")
+
+
+def test_a_class_without_a_name(tmp_path):
+    (tmp_path / "own.py").write_text("from prior_bench.data.dataset import Dataset\n\n\nclass Mine(Dataset):\n"
+                                     "    load_studies = load_labels = fingerprint = read_image = None\n")
+    with pytest.raises(UserError, match="the class Mine has no name"):
+        plugins.add_file(tmp_path / "own.py")
