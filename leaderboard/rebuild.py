@@ -159,9 +159,8 @@ def _metric(values: dict[str, Any]) -> Metric:
 @cache
 def _sources(task: str) -> str:
     """Digest of the code that turns predictions into numbers."""
-    plugin = plugins.package_folder("tasks", task)
     core = [_PACKAGE / name for name in ("metrics", "statistics.py", "label_scores.py", "task.py")]
-    return digest_sources(*core, *([plugin] if plugin else []))
+    return digest_sources(*core, plugins.sources("tasks", task))
 
 
 def groups_of(folder: Path, result: Result) -> set[str]:

@@ -10,7 +10,6 @@ changed; its JSON, which names its rows, is written last. Two processes share a 
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from prior_bench import plugins
 from prior_bench.data.images import ImageStore
 from prior_bench.digests import digest_bytes, digest_json, digest_sources
 from prior_bench.engine.memory import in_batches
@@ -81,7 +81,7 @@ class FeatureCache:
             "input": asdict(self.method.image_input),
             "stored": "float32",
             "precision": self.precision.key(),
-            "plugin": digest_sources(_plugin_sources(type(self.method))),
+            "plugin": digest_sources(plugins.sources_of(type(self.method))),
             "sources": digest_sources(*(_PACKAGE / name for name in _SOURCES if (_PACKAGE / name).exists())),
             "versions": {name: version(name) for name in LIBRARIES},
         })
@@ -289,8 +289,3 @@ def _check_finite(arrays: Mapping[str, np.ndarray], keys: Sequence[str]) -> None
                             where=f"first: {keys[broken[0]]}",
                             fix="use --precision fp32; if that does not help, the weights have diverged")
 
-
-def _plugin_sources(kind: type[Method]) -> Path:
-    """The folder of the method's package, or its file where it stands alone."""
-    file = Path(inspect.getfile(kind))
-    return file.parent if (file.parent / "__init__.py").exists() else file

@@ -209,7 +209,10 @@ def check(request: Request) -> None:
         for name in given:
             if (kind, name) == ("methods", "all"):
                 continue
-            _known(plugins.family(name)[0], plugins.names(kind), kind.removesuffix("s"), f"--{kind.removesuffix('s')}")
+            option = kind.removesuffix("s")
+            _known(plugins.registered(kind, name), plugins.names(kind), option, f"--{option}")
+            if kind == "methods":
+                _check_encoder(*plugins.family(name))
     for fraction in request.fractions:
         if fraction not in FRACTIONS:
             known = [f"{f:g}" for f in FRACTIONS]
@@ -220,6 +223,14 @@ def check(request: Request) -> None:
         raise UserError("a weights file belongs to one method", where="--weights", expected="one name in --method")
     if request.weights is not None and not request.weights.exists():
         raise UserError("the weights file does not exist", where=str(request.weights), fix="check --weights")
+
+
+def _check_encoder(method: str, encoder: str) -> None:
+    """Refuse an encoder's name, as in timm:NAME, after a method whose recipes have no place for it."""
+    known = recipe_files.read(recipe_files.recipe_file(method)).values() if encoder else ()
+    if encoder and not any("encoder" in values for values in known):
+        raise UserError(f"the method {method!r} takes no name of an encoder", where="--method",
+                        fix=f"leave :{encoder} out")
 
 
 def _known(name: str, known: Sequence[str], kind: str, where: str) -> None:
@@ -316,8 +327,7 @@ def _weights(request: Request, method: str, seed: int, source: Opened | None) ->
     if encoder := plugins.family(method)[1]:
         overrides = {**overrides, "encoder": encoder}
     values = recipe_files.resolve(file, request.recipe, overrides)
-    plugin = plugins.package_folder("methods", method)
-    made_from: list[Any] = [method, values, seed, digest_sources(plugin) if plugin else None,
+    made_from: list[Any] = [method, values, seed, digest_sources(plugins.sources("methods", method)),
                             _core_digest(_TRAINING_SOURCES if trains else _SOURCES), _library_versions(),
                             _local_weights(values, request.cache)]
     loads = not trains and recipe_files.serves_a_file(file, request.recipe)

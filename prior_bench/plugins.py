@@ -10,12 +10,14 @@ import importlib.util
 import inspect
 import sys
 import traceback
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from prior_bench.digests import digest_bytes
 from prior_bench.errors import UserError, unknown_name
 
 KINDS = ("methods", "tasks", "datasets")
@@ -38,9 +40,14 @@ def family(name: str) -> tuple[str, str]:
     return base, encoder
 
 
+def registered(kind: str, name: str) -> str:
+    """The name without what follows a method's colon."""
+    return family(name)[0] if kind == "methods" else name
+
+
 def load(kind: str, name: str) -> Any:
     """The class registered under `name`; an unknown name is a UserError with the nearest names."""
-    name, _ = family(name)
+    name = registered(kind, name)
     if name in _from_files[kind]:
         return _from_files[kind][name]
     if name not in _entry_points(kind):
@@ -54,18 +61,30 @@ def load(kind: str, name: str) -> Any:
                         where=entry.value, fix=f"reinstall {package} with its dependencies") from error
 
 
-def package_folder(kind: str, name: str) -> Path | None:
-    """Folder or file of a plug-in's sources, found without importing it (for digests and recipe files)."""
-    name, _ = family(name)
+def sources(kind: str, name: str) -> Path:
+    """The package folder of a plug-in, or its file where it stands alone; found without importing it."""
+    name = registered(kind, name)
     if name in _from_files[kind]:
-        return Path(inspect.getfile(_from_files[kind][name]))
-    module = _entry_points(kind)[name].value.partition(":")[0]
-    spec = importlib.util.find_spec(module)
+        return sources_of(_from_files[kind][name])
+    entry = _entry_points(kind)[name]
+    spec = None
+    with suppress(ImportError):  # of the package that it is in
+        spec = importlib.util.find_spec(entry.module)
     if spec is None or spec.origin is None:
-        return None
-    origin = Path(spec.origin)
-    package = module.rpartition(".")[2] in {"method", "__init__"} or origin.name == "__init__.py"
-    return origin.parent if package else origin
+        raise UserError(f"the sources of the {kind.removesuffix('s')} {name!r} were not found", where=entry.value,
+                        fix="reinstall the package that has it")
+    return _package_or_file(Path(spec.origin))
+
+
+def sources_of(plugin: type) -> Path:
+    """As `sources`, of a class that is at hand."""
+    return _package_or_file(Path(inspect.getfile(plugin)))
+
+
+def _package_or_file(file: Path) -> Path:
+    """The folder of the package that a module is in, as what it computes may hang on its neighbours; the module's file
+    where it stands alone."""
+    return file.parent if (file.parent / "__init__.py").is_file() else file
 
 
 def import_file(name: str, path: Path) -> ModuleType:
@@ -88,7 +107,8 @@ def add_file(path: Path) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise UserError("the plug-in file does not exist", where=str(path), fix="give --plugin the path of a .py file")
-    name = f"prior_bench_plugin_{path.stem}"
+    # Files of one name in several folders are several modules.
+    name = f"prior_bench_plugin_{path.stem}_{digest_bytes(str(path.resolve()).encode())[:8]}"
     try:
         module = import_file(name, path)
     except UserError:

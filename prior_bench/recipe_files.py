@@ -18,9 +18,7 @@ _BESIDE = ("note", "released")  # names that no recipe can have
 
 def recipe_file(method: str) -> Path:
     """The recipe.yaml of a method: in its folder, or beside its file."""
-    source = plugins.package_folder("methods", method)
-    if source is None:
-        raise UserError(f"the sources of the method {method!r} were not found", fix="reinstall the package that has it")
+    source = plugins.sources("methods", method)
     return (source if source.is_dir() else source.parent) / "recipe.yaml"
 
 

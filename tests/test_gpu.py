@@ -36,7 +36,7 @@ def no_tf32():
 def train(toy, tmp_path):
     """pretrain() of the toy method in a cache of its own: the weights folder."""
     plugins.add_file(Path(__file__).parent / "engine" / "toy_method.py")
-    module = sys.modules["prior_bench_plugin_toy_method"]
+    module = sys.modules[plugins.load("methods", "toy-method").__module__]
 
     def run(cache: str, precision: Precision, **settings) -> Path:
         return pretrain("toy-method", module.toy_recipe(**settings), toy, seed=0, precision=precision,
@@ -119,7 +119,7 @@ from prior_bench.engine.precision import choose
 from prior_bench.engine.pretrain import pretrain
 init = dist.init_process_group
 dist.init_process_group = lambda backend, **more: init("gloo", **more)  # nccl refuses two ranks on one device
-recipe = sys.modules["prior_bench_plugin_toy_method"].toy_recipe()
+recipe = sys.modules[plugins.load("methods", "toy-method").__module__].toy_recipe()
 pretrain("toy-method", recipe, ToyDataset(), seed=0, precision=choose("cuda", "fp32"), cache=Path(sys.argv[2]))
 """
 

@@ -149,8 +149,10 @@ def test_the_cell_depends_on_the_recipe_and_the_profile(request_):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"methods": ("toy-metod",)}, "did you mean 'toy-method'"),
+    ({"methods": ("toy-method:resnet18",)}, "takes no name of an encoder"),
     ({"tasks": ("toy-tak",)}, "did you mean 'toy-task'"),
     ({"datasets": ("toy-dat",)}, "did you mean 'toy-data'"),
+    ({"datasets": ("toy-data:x",)}, "did you mean 'toy-data'"),
     ({"targets": ("finding",)}, "did you mean 'findings'"),
     ({"modes": ("linea",)}, "did you mean 'linear'"),
     ({"profile": "standrad"}, "did you mean 'standard'"),

@@ -40,7 +40,7 @@ def test_entry_points_exist(kind):
     stated = CONFIG["project"]["entry-points"][f"prior_bench.{kind}"]
     assert set(stated) <= set(plugins.names(kind))
     for name in stated:
-        assert plugins.package_folder(kind, name) is not None
+        assert plugins.sources(kind, name).is_dir()
 
 
 @pytest.mark.parametrize("name", CONFIG["project"]["entry-points"]["prior_bench.methods"])

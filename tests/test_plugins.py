@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
-from prior_bench import plugins
+from prior_bench import plugins, recipe_files
 from prior_bench.errors import UserError
 
 
@@ -35,3 +36,29 @@ def test_a_class_without_a_name(tmp_path):
                                      "    load_studies = load_labels = fingerprint = read_image = None\n")
     with pytest.raises(UserError, match="the class Mine has no name"):
         plugins.add_file(tmp_path / "own.py")
+
+
+def test_files_of_one_name(tmp_path):
+    """Each keeps its own sources and recipes, wherever it lies."""
+    text = (Path(__file__).parent / "engine" / "toy_method.py").read_text()
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "method.py").write_text(text.replace('"toy-method"', f'"toy-{name}"'))
+        assert plugins.add_file(tmp_path / name / "method.py") == [f"toy-{name}"]
+    for name in ("one", "other"):
+        assert plugins.sources("methods", f"toy-{name}") == tmp_path / name / "method.py"
+        assert recipe_files.recipe_file(f"toy-{name}") == tmp_path / name / "recipe.yaml"
+
+
+def test_sources_are_the_whole_package():
+    """What a method computes may hang on its neighbours, as timm's does on the towers' base class."""
+    folder = plugins.sources("methods", "timm:resnet18.a1_in1k")
+    assert (folder / "towers.py").is_file()
+    assert folder == plugins.sources_of(plugins.load("methods", "timm")) == plugins.sources("methods", "hf")
+
+
+def test_sources_that_are_not_there(monkeypatch):
+    gone = EntryPoint("gone", "nosuchpackage.method:Gone", "prior_bench.methods")
+    monkeypatch.setattr(plugins, "_entry_points", lambda kind: {"gone": gone})
+    with pytest.raises(UserError, match="the sources of the method 'gone' were not found"):
+        plugins.sources("methods", "gone")

@@ -60,7 +60,6 @@ def pretrain_key(method_name: str, recipe: Recipe, dataset: Dataset, seed: int) 
 
     Where a recipe leaves the precision to the machine (`auto`), so does the key; the provenance says what was chosen.
     """
-    plugin = plugins.package_folder("methods", method_name)
     sources = [_PACKAGE / name for name in _SOURCES if (_PACKAGE / name).exists()]
     return digest_json({
         "method": method_name,
@@ -68,7 +67,7 @@ def pretrain_key(method_name: str, recipe: Recipe, dataset: Dataset, seed: int) 
         "seed": seed,
         "data": dataset.digest(),
         "processes": world_size(),
-        "plugin": digest_sources(plugin) if plugin else None,
+        "plugin": digest_sources(plugins.sources("methods", method_name)),
         "sources": digest_sources(*sources),
         "versions": versions(),
     })

@@ -47,7 +47,7 @@ HERE = Path(__file__).parent
 def toy_method():
     """The module of toy_method.py, registered as --plugin would."""
     plugins.add_file(HERE / "toy_method.py")
-    return sys.modules["prior_bench_plugin_toy_method"]
+    return sys.modules[plugins.load("methods", "toy-method").__module__]
 
 
 @pytest.fixture
