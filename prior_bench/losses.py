@@ -104,6 +104,12 @@ def info_nce(a: Tensor, b: Tensor, scale: Tensor | float) -> Tensor:
     return (forth + back) / 2
 
 
+def cosine_matrix(a: Tensor, b: Tensor) -> Tensor:
+    """(N, M) of unit-length vectors (N, D) and (M, D), in float32 under autocast too."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a.float() @ b.float().T
+
+
 def info_nce_directions(a: Tensor, b: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:
     """The two directions of `info_nce`: a_i chooses among all b, and b_i among all a."""
     with torch.autocast(a.device.type, enabled=False):

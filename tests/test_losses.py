@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prior_bench.losses import gather, info_nce, masked_mean
+from prior_bench.losses import cosine_matrix, gather, info_nce, masked_mean
 
 RANKS = Path(__file__).with_name("ranks.py")
 
@@ -21,6 +21,14 @@ RANKS = Path(__file__).with_name("ranks.py")
 def unit(rows: int, width: int, seed: int) -> torch.Tensor:
     x = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.normalize(x, dim=-1)
+
+
+def test_cosines_are_taken_in_float32_whatever_autocast_says():
+    a, b = unit(5, 64, 0), unit(7, 64, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal((a @ b.T).float(), a.double() @ b.double().T)
+        found = cosine_matrix(a, b)
+    torch.testing.assert_close(found.double(), a.double() @ b.double().T, atol=1e-6, rtol=0)
 
 
 def slow_info_nce(a: torch.Tensor, b: torch.Tensor, scale: float) -> float:

@@ -23,7 +23,7 @@ from prior_bench.encoders.dual import DualEncoder
 from prior_bench.encoders.pooling import segment_sums
 from prior_bench.encoders.text import TextEncoder
 from prior_bench.layouts import renamed
-from prior_bench.losses import gather_padded, info_nce_directions, pair_cross_entropy
+from prior_bench.losses import cosine_matrix, gather_padded, info_nce_directions, pair_cross_entropy
 from prior_bench.method import Batch, ImageFeatures, Sample, StudyView, TextFeatures
 from prior_bench.methods.gloria.local_similarity import log_sum_exp, word_cosines
 from prior_bench.recipes import Recipe
@@ -122,7 +122,7 @@ class Gloria(DualEncoder):
             levels = self.image_encoder.pyramid(batch)
             cosines, _ = word_cosines(self._regions(levels), text.words, text.mask, self.recipe.tau_1)
             local = self.recipe.tau_2 * cosines.masked_fill(~text.mask, float("-inf")).amax(dim=2)
-            both = (self._global(levels[3]) @ text.joint.T + local) / 2
+            both = (cosine_matrix(self._global(levels[3]), text.joint) + local) / 2
             scores.append(both.unflatten(1, (len(classes), -1)).amax(dim=2))
         whole = torch.cat(scores)
         return (whole - whole.mean(dim=0)) / whole.std(dim=0, correction=0).clamp_min(1e-12)

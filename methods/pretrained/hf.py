@@ -31,7 +31,8 @@ class HuggingFace(Tower):
         self.recipe = recipe
         options = {"trust_remote_code": recipe.trust_remote_code}
         try:
-            self.model: Any = transformers.AutoModel.from_pretrained(recipe.encoder, **options)
+            # float32 whatever the file's type is: --precision says how to compute
+            self.model: Any = transformers.AutoModel.from_pretrained(recipe.encoder, **options).float()
             processor: Any = transformers.AutoImageProcessor.from_pretrained(recipe.encoder, **options)
             self.has_text = hasattr(self.model, "get_text_features")
             self.tokenizer: Any = None

@@ -22,7 +22,7 @@ from prior_bench.encoders.dual import DualEncoder
 from prior_bench.encoders.image import fit_channels
 from prior_bench.encoders.pooling import AttentionPool, sentence_means
 from prior_bench.encoders.text import TextEncoder
-from prior_bench.losses import info_nce, masked_mean, mean_over_pairs
+from prior_bench.losses import cosine_matrix, info_nce, masked_mean, mean_over_pairs
 from prior_bench.method import Batch, ImageFeatures, Sample, StudyView, TextFeatures
 from prior_bench.methods.prior import official
 from prior_bench.methods.prior.decoders import (
@@ -198,7 +198,7 @@ class Prior(DualEncoder):
         scores = []
         for batch in images:
             features = self.image_encoder(batch)
-            cosine = self._global(features) @ text.report.T
+            cosine = cosine_matrix(self._global(features), text.report)
             local = self.cross_attention.score(self._local(features), text.sentences[:, 0])
             scores.append((self.logit_scale * cosine).softmax(dim=1) + 0.5 * local.softmax(dim=1))
         return torch.cat(scores)

@@ -74,7 +74,7 @@ class TextEncoder(nn.Module):
                 max_position_embeddings=spec.max_tokens, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
         else:
             tokenizer = _from_hub(transformers.AutoTokenizer, spec.name)
-            model = _from_hub(transformers.AutoModel, spec.name)
+            model = _from_hub(transformers.AutoModel, spec.name).float()  # whatever the file's type is
             if spec.first_layers is not None:
                 kept = _blocks(model)[: spec.first_layers]
                 model.encoder.layer, model.config.num_hidden_layers = kept, len(kept)

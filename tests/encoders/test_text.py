@@ -101,6 +101,9 @@ def test_a_local_folder_of_transformers_is_an_encoder(tmp_path):
     tokens = encoder.pad([encoder.tokens(["no effusion"])])
     assert encoder(tokens["ids"], tokens["mask"]).shape == (*tokens["ids"].shape, 16)
     torch.testing.assert_close(encoder.model.embeddings.word_embeddings.weight, model.embeddings.word_embeddings.weight)
+    model.half().save_pretrained(tmp_path)  # a checkpoint in half precision is read, and trained, in float32
+    again = TextEncoder.build(TextEncoderSpec(name=str(tmp_path), max_tokens=20))
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
 
 
 def test_plain_words_are_those_that_gloria_reads():

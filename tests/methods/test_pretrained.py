@@ -169,6 +169,16 @@ def test_a_vision_encoder_of_transformers(tmp_path):
     assert [tuple(level.shape[2:]) for level in dense] == [(16, 16), (8, 8), (4, 4), (2, 2)]
 
 
+def test_a_checkpoint_in_half_precision_is_computed_in_float32(tmp_path):
+    model, folder = vision_folder(tmp_path)
+    expected = build(f"hf:{folder}")
+    model.bfloat16().save_pretrained(folder)
+    method = build(f"hf:{folder}")
+    assert {p.dtype for p in method.parameters()} == {torch.float32}
+    images = sample_images(method, 2)
+    torch.testing.assert_close(method.encode_image(images).map, expected.encode_image(images).map, atol=0.1, rtol=0.1)
+
+
 WIDTHS = {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1]}
 STEM = {"embedding_size": 8, "layer_type": "basic"}
 PYRAMIDAL = {
