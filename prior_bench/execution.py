@@ -15,12 +15,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prior_bench import plugins, provenance, recipe_files, results
+from prior_bench import plugins, provenance, recipe_files, results, weights_folder
 from prior_bench.digests import digest_json
 from prior_bench.errors import UserError
 from prior_bench.grid import NO_SOURCE, Grid, PlannedCell, Weights, write_note
 from prior_bench.task import Context, NotApplicable, Task, evaluate
 from prior_bench.types import Cell, Result
+from prior_bench.weights_folder import weights_digest
 
 if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
@@ -124,13 +125,28 @@ def _recipe(grid: Grid, weights: Weights) -> Recipe:
     from prior_bench import recipes
 
     kind: type[Method] = plugins.load("methods", weights.method)
-    return recipes.load(recipe_files.recipe_file(weights.method), grid.request.recipe, kind.recipe_class,
-                        weights.overrides)
+    file, path = recipe_files.recipe_file(weights.method), grid.request.weights
+    recipe = recipes.load(file, grid.request.recipe, kind.recipe_class, weights.overrides)
+    ours = None if path is None else weights_folder.find(path)
+    if ours is not None:
+        _check_recipe(recipe, ours.path, kind)
+    return recipe
+
+
+def _check_recipe(asked: Recipe, folder: Path, kind: type[Method]) -> None:
+    """Refuse to call weights of ours by another recipe than the one they were made by."""
+    from prior_bench.recipes import differences
+    from prior_bench.weights import made_by, read_recipe
+
+    if other := differences(read_recipe(folder, kind), asked):
+        name = made_by(folder, kind)
+        raise UserError(f"the weights were made by another recipe: {'; '.join(other[:3])}", where=str(folder),
+                        fix=f"give --recipe {name}" if name else "give the --recipe and --set that they were made by")
 
 
 def obtain(grid: Grid, weights: Weights, precision: Precision, listener: Listener) -> Obtained:
     """The method with its weights: from a file, pre-trained (or found in the cache), or freshly initialised."""
-    from prior_bench.weights import load_method, new_method, weights_digest
+    from prior_bench.weights import load_checkpoint, load_method, new_method
 
     request = grid.request
     kind = plugins.load("methods", weights.method)
@@ -138,39 +154,28 @@ def obtain(grid: Grid, weights: Weights, precision: Precision, listener: Listene
     values = recipe.model_dump(mode="json")
     source = grid.datasets[grid.source].dataset if grid.source else None
     texts = _training_reports(source) if source is not None and recipe.text is not None else None
+    if request.weights is not None and (ours := weights_folder.find(request.weights)) is not None:
+        assert weights.digest is not None
+        return Obtained(load_method(ours.path), weights.digest, values, ours.history)
     if request.weights is not None:
-        method, notes = _from_file(kind, recipe, request.weights, weights.seed, texts, request.allow_partial_weights)
-        return Obtained(method, weights.key, values, notes)  # the file's content, and what is made of it
+        method = new_method(kind, recipe, weights.seed, texts)
+        coverage = load_checkpoint(method, request.weights, request.allow_partial_weights)
+        # the digest is that of the file's content, and of what is made of it
+        return Obtained(method.eval(), weights.key, values, {"coverage": str(coverage)})
     if weights.source == NO_SOURCE:
         assert weights.digest is not None
         method = new_method(kind, recipe, weights.seed, texts)
-        coverage = getattr(getattr(method, "image_encoder", None), "coverage", None)  # of a file in image.weights
-        return Obtained(method, weights.digest, values, {"coverage": str(coverage)} if coverage else {})
-    from prior_bench.engine.pretrain import log_file, pretrain, read_log, thinned
+        filled = getattr(getattr(method, "image_encoder", None), "coverage", None)  # of a file in image.weights
+        return Obtained(method, weights.digest, values, {"coverage": str(filled)} if filled else {})
+    from prior_bench.engine.pretrain import pretrain
 
     assert source is not None
     folder = pretrain(weights.method, recipe, source, seed=weights.seed, precision=precision, cache=request.cache,
                       report=lambda phase, share, text: listener.weights(weights, phase, share, text),
                       command=provenance.command())
-    notes = {"pretrain_key": folder.parent.name, "losses": thinned(read_log(log_file(folder)))}
-    return Obtained(load_method(folder), weights_digest(folder, request.cache), values, notes)
-
-
-def _from_file(kind: type[Method], recipe: Any, path: Path, seed: int, texts: list[str] | None,
-               allow_partial: bool) -> tuple[Method, dict[str, Any]]:
-    """A method from our own weights folder, which holds its recipe, or from a file of its authors."""
-    from prior_bench.weights import META, load_checkpoint, load_method, new_method
-
-    folder = path if path.is_dir() else path.parent
-    if (folder / META).is_file():
-        method = load_method(folder)
-        if not isinstance(method, kind):
-            raise UserError(f"the weights are those of {method.name!r}, not of {kind.name!r}", where=str(path),
-                            fix=f"give --method {method.name}")
-        return method, {}
-    method = new_method(kind, recipe, seed, texts)
-    coverage = load_checkpoint(method, path, allow_partial)
-    return method.eval(), {"coverage": str(coverage)}
+    made = weights_folder.find(folder)
+    assert made is not None
+    return Obtained(load_method(folder), weights_digest(folder, request.cache), values, made.history)
 
 
 def _training_reports(dataset: Dataset) -> list[str]:

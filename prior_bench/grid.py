@@ -16,10 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prior_bench import plugins, recipe_files, results
-from prior_bench.digests import digest_file, digest_json, digest_sources
+from prior_bench import plugins, recipe_files, results, weights_folder
+from prior_bench.digests import digest_json, digest_sources
 from prior_bench.errors import UserError, unknown_name
 from prior_bench.types import FRACTIONS, Cell
+from prior_bench.weights_folder import WeightsFolder, weights_digest
 
 if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
@@ -335,8 +336,14 @@ def _weights(request: Request, method: str, seed: int, source: Opened | None) ->
         if not trains and not loads:
             raise UserError(f"the method {method!r} takes no weights", where="--weights",
                             fix="leave --weights out; a reference takes one by --set image.weights=FILE or in its name")
-        key = digest_json([*made_from, _file_digest(request.weights, request.cache), request.allow_partial_weights,
+        content = weights_digest(request.weights, request.cache)
+        key = digest_json([*made_from, content, request.allow_partial_weights,
                            source.digest if source is not None else None])  # whose reports may make the vocabulary
+        ours = weights_folder.find(request.weights)
+        if ours is not None:
+            _check_folder(ours, method, seed)
+            made_on = ours.dataset or f"file:{request.weights.name}"
+            return Weights(method, recipe, made_on, seed, key, weights_digest(ours.path, request.cache), overrides)
         digest = read_note(request.cache, key)
         return Weights(method, recipe, f"file:{request.weights.name}", seed, key, digest, overrides)
     if trains:
@@ -352,6 +359,16 @@ def _weights(request: Request, method: str, seed: int, source: Opened | None) ->
     vocabulary = source.digest if source is not None and values.get("text", {}) is not None else None
     key = digest_json([*made_from, vocabulary])
     return Weights(method, recipe, NO_SOURCE, seed, key, key, overrides)  # what they are made from says it all
+
+
+def _check_folder(folder: WeightsFolder, method: str, seed: int) -> None:
+    """Results of weights of ours bear the names that they were made by. (The recipe is compared once it is read.)"""
+    if folder.method != method:
+        raise UserError(f"the weights are those of {folder.method!r}, not of {method!r}", where=str(folder.path),
+                        fix=f"give --method {folder.method}")
+    if folder.seed not in (None, seed):
+        raise UserError(f"the weights were pre-trained with seed {folder.seed}, not with seed {seed}",
+                        where=str(folder.path), fix=f"give --seed {folder.seed}")
 
 
 @cache
@@ -381,14 +398,8 @@ def _local_weights(values: Mapping[str, Any], memo: Path) -> list[str]:
         elif key in _WEIGHT_KEYS and isinstance(value, str):
             # encoder: "NAME/path of a file" and "local-dir:folder" of OpenCLIP, too
             spellings = (value, value.partition("/")[2], value.removeprefix("local-dir:"))
-            found += [_file_digest(Path(one), memo) for one in spellings if one and Path(one).exists()][:1]
+            found += [weights_digest(Path(one), memo) for one in spellings if one and Path(one).exists()][:1]
     return found
-
-
-def _file_digest(path: Path, memo: Path) -> str:
-    """Content of a weights file or of a weights folder of ours."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    return digest_json([[str(p.relative_to(path)), digest_file(p, memo)] for p in files])
 
 
 def read_note(cache: Path, key: str) -> str | None:

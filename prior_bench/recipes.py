@@ -117,6 +117,22 @@ def load(file: Path, name: str, model: type[R], overrides: Mapping[str, Any] | N
         raise _not_valid(file, name, model, overrides or {}, error) from error
 
 
+def differences(theirs: Recipe, ours: Recipe) -> list[str]:
+    """In what two recipes differ, a text for each setting. (One at its default may be missing from a dump.)"""
+    a, b = (dict(_flat(recipe.model_dump(mode="json"))) for recipe in (theirs, ours))
+    return [f"{key} is {a.get(key, 'the default')} there and {b.get(key, 'the default')} here"
+            for key in {**a, **b} if a.get(key) != b.get(key)]
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings under dotted names."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield above + name, value
+
+
 def _not_valid(file: Path, name: str, model: type[Recipe], overrides: Mapping[str, Any],
                error: ValidationError) -> UserError:
     """What is wrong with a recipe, and who said it: `--set` or the file. A name that is not known comes first."""

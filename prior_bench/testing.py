@@ -248,7 +248,8 @@ def _bf16_is_close_to_fp32(method: Method) -> None:
 def _weights_survive_saving(method: Method) -> None:
     """A method that is built anew, by another seed, and filled from saved weights computes the same, after training
     steps, too. What a plain tensor, a list of modules or a buffer that is not persistent holds is not saved."""
-    from prior_bench.weights import TOKENIZER, load_method, new_method, save_weights
+    from prior_bench.weights import load_method, new_method, save_weights
+    from prior_bench.weights_folder import TOKENIZER
 
     recipe: Any = getattr(method, "recipe", None)
     if not method.pretrains:

@@ -17,19 +17,17 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from prior_bench import plugins
-from prior_bench.digests import digest_array, digest_file, digest_json
-from prior_bench.engine.pretrain import LOG
+from prior_bench import plugins, recipe_files, recipes
+from prior_bench.digests import digest_array, digest_json
 from prior_bench.errors import UserError
 from prior_bench.state_files import converting, read_state, write_state
+from prior_bench.weights_folder import META, RECIPE, TOKENIZER, WEIGHTS, read_json
 
 if TYPE_CHECKING:
     from prior_bench.method import Method
     from prior_bench.recipes import Recipe
 
 SCHEMA = 1
-WEIGHTS, RECIPE, META, TOKENIZER = "weights.safetensors", "recipe.json", "meta.json", "tokenizer"
-_HISTORY = (META, LOG)  # say how the weights were made, not what they compute
 IMAGE, TEXT, HEADS = "image encoder", "text encoder", "heads"
 PARTS = {"image_encoder": IMAGE, "text_encoder": TEXT}  # by first name of a key; the rest are heads
 
@@ -148,15 +146,9 @@ def save_weights(folder: Path, method: Method, recipe: Recipe, provenance: Mappi
 def load_method(folder: Path) -> Method:
     """The method in a weights folder of ours, in eval mode."""
     folder = Path(folder)
-    meta = _read_json(folder / META)
+    meta = read_json(folder / META)
     cls = plugins.load("methods", meta["method"])
-    try:
-        recipe = cls.recipe_class.model_validate(_read_json(folder / RECIPE))
-    except ValidationError as error:
-        fields = ", ".join(".".join(map(str, e["loc"])) for e in error.errors())
-        raise UserError(f"the recipe of the weights is not one of this version of {meta['method']}: {fields}",
-                        where=str(folder / RECIPE), fix="pre-train again, or use the version that made the weights"
-                        ) from error
+    recipe = read_recipe(folder, cls)
     recipe = recipe.model_copy(update={"image": recipe.image.model_copy(update={"weights": "random"})})
     method: Method = new_method(cls, recipe, seed=0, tokenizer=folder / TOKENIZER)
     method.has_text = meta["has_text"]
@@ -169,6 +161,24 @@ def load_method(folder: Path) -> Method:
     return method.eval()
 
 
+def read_recipe(folder: Path, cls: type[Method]) -> Recipe:
+    """The recipe that the weights in a folder of ours were made by."""
+    try:
+        return cls.recipe_class.model_validate(read_json(folder / RECIPE))
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, e["loc"])) for e in error.errors())
+        raise UserError(f"the recipe of the weights is not one of this version of {cls.name}: {fields}",
+                        where=str(folder / RECIPE), fix="pre-train again, or use the version that made the weights"
+                        ) from error
+
+
+def made_by(folder: Path, cls: type[Method]) -> str | None:
+    """The name of the method's recipe that the weights in a folder of ours were made by, if one says the same."""
+    theirs, file = read_recipe(folder, cls), recipe_files.recipe_file(cls.name)
+    return next((name for name in recipes.names(file)
+                 if not recipes.differences(theirs, recipes.load(file, name, cls.recipe_class))), None)
+
+
 def new_method(cls: type[Method], recipe: Recipe, seed: int, texts: Iterable[str] | None = None,
                tokenizer: Path | None = None) -> Method:
     """A freshly initialised method; its random weights hang on `seed` alone, and the global random state is kept."""
@@ -177,30 +187,14 @@ def new_method(cls: type[Method], recipe: Recipe, seed: int, texts: Iterable[str
         return cls.from_recipe(recipe, texts, tokenizer).eval()
 
 
-def _read_json(file: Path) -> Any:
-    if not file.is_file():
-        raise UserError("this is not a weights folder", where=str(file.parent),
-                        expected=f"{WEIGHTS}, {RECIPE} and {META}",
-                        fix="give the folder that `prior-bench pretrain` printed")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"the file is not valid JSON: {error}", where=str(file), fix="pre-train again") from error
-
-
 # ------------------------------------------------------------------------------------------- digests
-
-
-def weights_digest(path: Path, memo: Path | None = None) -> str:
-    """Digest of what a weights folder or file computes: weights, recipe and tokenizer; not its history."""
-    path = Path(path)
-    if path.is_file():
-        return digest_file(path, memo)
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in _HISTORY)
-    return digest_json([[str(p.relative_to(path)), digest_file(p, memo)] for p in files])
 
 
 def state_digest(method: nn.Module) -> str:
     """Digest of a method's weights in memory, for references that have no file."""
-    state = method.state_dict()
-    return digest_json([[key, digest_array(value.detach().cpu().numpy())] for key, value in state.items()])
+
+    def array(value: Tensor) -> Any:
+        value = value.detach().cpu()
+        return (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy()  # which numpy lacks
+
+    return digest_json([[key, digest_array(array(value))] for key, value in method.state_dict().items()])

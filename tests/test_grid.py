@@ -11,6 +11,7 @@ from prior_bench import execution, grid, plugins, results
 from prior_bench.engine.precision import choose
 from prior_bench.errors import UserError
 from prior_bench.grid import Request
+from prior_bench.weights_folder import weights_digest
 
 PLUGIN = Path(__file__).parent / "plugin" / "toy_plugin.py"
 
@@ -294,21 +295,41 @@ def test_stored_cells_are_shown_again_once_their_weights_are_known(request_):
     assert [cell.plan for cell in listener.done] == [cell.plan for cell in planned.cells]
 
 
-@pytest.mark.parametrize("given", ["w", "w/weights.safetensors"])
-def test_weights_of_ours_stand_in_place_of_pretraining(request_, tmp_path, given):
+@pytest.fixture
+def folder(tmp_path):
+    """A weights folder of PRIOR's recipe `ci`, as a pre-training with seed 3 on toy-data leaves it."""
     from prior_bench import recipe_files, recipes, weights
 
     kind = plugins.load("methods", "prior")
-    recipe = recipes.load(recipe_files.recipe_file("prior"), "small", kind.recipe_class)
-    made = weights.new_method(kind, recipe, 0, ["No acute disease.", "The heart is enlarged."])
-    weights.save_weights(tmp_path / "w", made, recipe, {})
-    request = replace(request_, methods=("prior",), weights=tmp_path / given, fractions=(1.0,))
-    assert grid.plan(request).cells[0].weights.digest is None
+    recipe = recipes.load(recipe_files.recipe_file("prior"), "ci", kind.recipe_class)
+    made = weights.new_method(kind, recipe, 3, ["No acute disease.", "The heart is enlarged."])
+    return weights.save_weights(tmp_path / "w", made, recipe, {"key": "k", "dataset": "toy-data", "seed": 3})
+
+
+@pytest.mark.parametrize("given", [".", "weights.safetensors"])
+def test_weights_of_ours_stand_in_place_of_pretraining(request_, folder, given):
+    request = replace(request_, methods=("prior",), weights=folder / given, recipe="ci", seeds=(3,), fractions=(1.0,))
     run(request)
     (result,) = results.read_results(request.output)
-    assert result.cell.pretrain_source == f"file:{Path(given).name}"
-    assert result.cell.weights_digest == grid.plan(request).cells[0].weights.key  # the content, and what is made of it
+    cell = result.cell
+    assert (cell.recipe, cell.pretrain_source, cell.pretrain_seed) == ("ci", "toy-data", 3)  # as if trained just now
+    assert cell.weights_digest == weights_digest(folder)
+    assert result.provenance["weights"] == {"pretrain_key": "k", "losses": {}}
+    assert result.provenance["recipe"]["image"]["name"] == "test_resnet"
     assert grid.plan(request).missing == []
+
+
+@pytest.mark.parametrize(("changes", "message", "fix"), [
+    ({"seeds": (0,)}, "seed 3, not with seed 0", "give --seed 3"),
+    ({"methods": ("mgca",)}, "those of 'prior', not of 'mgca'", "give --method prior"),
+    ({"recipe": "small"}, "another recipe: image.name is test_resnet there and resnet18 here", "give --recipe ci"),
+    ({"overrides": {"training.epochs": 2}}, "training.epochs is 5.0 there and 2.0 here", "give --recipe ci"),
+])
+def test_weights_of_ours_are_called_what_they_are(request_, folder, changes, message, fix):
+    request = replace(request_, methods=("prior",), weights=folder, recipe="ci", seeds=(3,), fractions=(1.0,))
+    with pytest.raises(UserError, match=message) as error:
+        run(replace(request, **changes))
+    assert error.value.fix == fix
 
 
 @pytest.mark.parametrize(("method", "recipe"), [("encoder", "resnet50"), ("prior", "image-only")])

@@ -29,6 +29,7 @@ from prior_bench.encoders.image import ImageEncoder, file_coverage, timm_state
 from prior_bench.encoders.text import build_tokenizer
 from prior_bench.errors import UserError
 from prior_bench.layouts import LAYOUTS
+from prior_bench.leaderboard import gate
 from prior_bench.recipe_files import recipe_file, released
 from prior_bench.recipes import ImageEncoderSpec
 from prior_bench.state_files import read_state, write_state
@@ -597,6 +598,9 @@ def test_a_whole_model_is_converted(tmp_path):
 def test_a_folder_of_ours_is_inspected(tmp_path):
     write_state({"image_encoder.model.conv1.weight": torch.zeros(1)}, tmp_path / "weights.safetensors")
     assert "layout: ours" in CliRunner().invoke(app, ["weights", "inspect", str(tmp_path)]).output
+    golden = Path(gate.__file__).parent / "exact" / "baseline" / "prior" / "weights"
+    told = CliRunner().invoke(app, ["weights", "inspect", str(golden)]).output
+    assert told.splitlines()[-1] == f"use: prior-bench run --method prior --recipe ci --weights {golden}"
 
 
 def test_a_place_that_cannot_be_written_is_found_before_anything_runs(tmp_path):

@@ -20,17 +20,8 @@ from prior_bench.errors import UserError
 from prior_bench.method import Method
 from prior_bench.recipe_files import recipe_file
 from prior_bench.state_files import read_state
-from prior_bench.weights import (
-    META,
-    WEIGHTS,
-    coverage_of,
-    load_checkpoint,
-    load_method,
-    new_method,
-    save_weights,
-    state_digest,
-    weights_digest,
-)
+from prior_bench.weights import coverage_of, load_checkpoint, load_method, new_method, save_weights, state_digest
+from prior_bench.weights_folder import META, WEIGHTS, weights_digest
 
 REPORTS = ["Heart is enlarged. No pneumothorax.", "Small left pleural effusion."]
 SMALL = {"image.name": "test_resnet", "image.size": 64, "text.layers": 1, "text.width": 16, "text.heads": 2,

@@ -28,7 +28,8 @@ def diagnose(
     from prior_bench import grid, results
     from prior_bench.engine.precision import choose
     from prior_bench.engine.pretrain import log_file, read_log
-    from prior_bench.weights import load_method, weights_digest
+    from prior_bench.weights import load_method
+    from prior_bench.weights_folder import weights_digest
 
     home = cache_folder(cache)
     method = load_method(weights)

@@ -41,7 +41,7 @@ def _weights() -> None:
 def inspect(file: Annotated[Path, typer.Argument(help="A file by the authors of a method, or ours.")]) -> None:
     """Say which layout a weights file has, what it holds, and how it is used."""
     from prior_bench.state_files import read_state
-    from prior_bench.weights import WEIGHTS
+    from prior_bench.weights_folder import WEIGHTS
 
     file = file / WEIGHTS if file.is_dir() else file
     _describe(file, read_state(file))
@@ -97,13 +97,26 @@ def _describe(file: Path, state: Mapping[str, Tensor]) -> None:
     typer.echo(f"image encoder: {len(image)} tensors, {architecture}")
     typer.echo(f"text encoder: {f'{len(text)} tensors' if text else 'none'}")
     if layout.name == "ours":
-        typer.echo("use: prior-bench run --method NAME --weights FOLDER, the folder that holds the file")
+        typer.echo(f"use: prior-bench run {_use_of_ours(file)}")
         return
     for method in plugins.names("methods"):
         if recipe := recipe_files.released(recipe_files.recipe_file(method)).get(layout.name):
             typer.echo(f"use: prior-bench run --method {method} --recipe {recipe} --weights FILE loads the image "
                        f"encoder, {'the text encoder and the heads' if text else 'without text'}")
     _image_alone(layout.name, architecture, state, bool(text))
+
+
+def _use_of_ours(file: Path) -> str:
+    """The options of `run` for weights of ours, as far as their folder tells them."""
+    from prior_bench import plugins, weights_folder
+    from prior_bench.weights import made_by
+
+    folder = weights_folder.find(file)
+    if folder is None:
+        return "--method NAME --weights FOLDER, the folder that held the file"
+    recipe = made_by(folder.path, plugins.load("methods", folder.method))
+    return (f"--method {folder.method} --recipe {recipe or 'NAME --set ... (as they were made)'}"
+            f"{f' --seed {folder.seed}' if folder.seed else ''} --weights {folder.path}")
 
 
 def _image_alone(layout: str, architecture: str, state: Mapping[str, Tensor], text: bool) -> None:

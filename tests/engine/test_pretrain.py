@@ -37,7 +37,8 @@ from prior_bench.engine.samples import Positions, Samples, is_frontal, training_
 from prior_bench.errors import UserError
 from prior_bench.recipes import Stage
 from prior_bench.types import ImageRecord
-from prior_bench.weights import load_method, new_method, weights_digest
+from prior_bench.weights import load_method, new_method
+from prior_bench.weights_folder import weights_digest
 
 FP32 = choose("cpu", "fp32")
 HERE = Path(__file__).parent

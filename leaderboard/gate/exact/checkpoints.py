@@ -14,7 +14,7 @@ from prior_bench.engine.pretrain import pretrain
 from prior_bench.leaderboard.gate.baseline import DATASET, RECIPE
 from prior_bench.leaderboard.gate.options import Options
 from prior_bench.state_files import read_state, write_state
-from prior_bench.weights import META, WEIGHTS
+from prior_bench.weights_folder import META, WEIGHTS
 
 _OF_THE_RUN = ("command", "seconds", "images_per_second", "peak_memory_bytes")  # of a run, not of its weights
 

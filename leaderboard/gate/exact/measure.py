@@ -28,7 +28,8 @@ from prior_bench.leaderboard.gate.options import Options
 from prior_bench.method import Method
 from prior_bench.results import read_predictions, read_results
 from prior_bench.types import Result
-from prior_bench.weights import load_method, weights_digest
+from prior_bench.weights import load_method
+from prior_bench.weights_folder import weights_digest
 
 if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset

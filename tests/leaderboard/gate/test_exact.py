@@ -25,7 +25,8 @@ from prior_bench.leaderboard.gate.exact.measure import Measured, Quantity, array
 from prior_bench.leaderboard.gate.options import Options
 from prior_bench.method import Method
 from prior_bench.state_files import read_state, write_state
-from prior_bench.weights import META, WEIGHTS, load_method
+from prior_bench.weights import load_method
+from prior_bench.weights_folder import META, WEIGHTS
 
 METHOD = "prior"
 DEVIATION = 1e-4  # of noise in the tests of fingerprints
