@@ -151,10 +151,9 @@ def text_state(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]
 
 def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     """Keys whose start is in `names` (their start: ours), the first that fits; other keys stay as they are."""
-    def rename(key: str) -> str:
-        for theirs, ours in names.items():
-            if key.startswith(theirs):
-                return ours + key.removeprefix(theirs)
-        return key
+    return {rename(key, names): value for key, value in state.items()}
 
-    return {rename(key): value for key, value in state.items()}
+
+def rename(key: str, names: Mapping[str, str]) -> str:
+    """One key, as in `renamed`."""
+    return next((ours + key.removeprefix(theirs) for theirs, ours in names.items() if key.startswith(theirs)), key)

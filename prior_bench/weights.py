@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from prior_bench import plugins, recipe_files, recipes
 from prior_bench.digests import digest_array, digest_json
 from prior_bench.errors import UserError
+from prior_bench.files import replace_folder
 from prior_bench.state_files import converting, read_state, write_state
 from prior_bench.weights_folder import META, RECIPE, TOKENIZER, WEIGHTS, read_json
 
@@ -133,13 +134,7 @@ def save_weights(folder: Path, method: Method, recipe: Recipe, provenance: Mappi
         if path.is_file():
             with open(path, "rb") as f:
                 os.fsync(f.fileno())
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
-        os.replace(folder, old)
-        os.replace(temporary, folder)
-        shutil.rmtree(old)
-    else:
-        os.replace(temporary, folder)
+    replace_folder(temporary, folder)
     return folder
 
 

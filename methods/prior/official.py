@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from prior_bench.layouts import rename, renamed
+
 # What no forward pass of the authors' model uses: the classifier, the unused text projection, the decoder's word table.
 _UNUSED = re.compile(r"(fc|classifier)\.|global_text_projection\.|sentence_decoder\.embeddings\.word_embeddings\."
                      r"|.*\.position_ids$")
@@ -49,20 +51,12 @@ def adapt(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     noted in it (README.md, deviation 1)."""
     state = {_WRAPPED_PROJECTION.sub(r"\1.", k): v for k, v in state.items() if not _UNUSED.match(k)}
     if "image_encoder.encoder.conv1.weight" in state:
-        adapted = {_renamed(key, _FULL): value for key, value in state.items()}
-        return _fuse_decoder(adapted) | {"official_layout": torch.tensor(True)}
+        return _fuse_decoder(renamed(state, _FULL)) | {"official_layout": torch.tensor(True)}
     if "encoder.conv1.weight" in state:
-        return {_renamed(key, _WRAPPER): value for key, value in state.items()}
+        return renamed(state, _WRAPPER)
     if "conv1.weight" in state:
         return {f"image_encoder.model.{key}": value for key, value in state.items()}
     return state
-
-
-def _renamed(key: str, names: Mapping[str, str]) -> str:
-    for theirs, ours in names.items():
-        if key.startswith(theirs):
-            return ours + key.removeprefix(theirs)
-    return key
 
 
 def _fuse_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,7 +72,7 @@ def _fuse_decoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if attention := _ATTENTION.fullmatch(rest):
             parts.setdefault(f"{prefix}{_OURS[attention[1]]}.in_proj_{attention[3]}", {})[attention[2]] = value
         else:
-            fused[prefix + _renamed(rest, _DECODER_PARTS)] = value
+            fused[prefix + rename(rest, _DECODER_PARTS)] = value
     for key, three in parts.items():
         fused[key] = torch.cat([three[role] for role in ("query", "key", "value") if role in three])
     return fused

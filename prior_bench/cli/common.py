@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 import typer
 
 from prior_bench.errors import UserError
+from prior_bench.files import CACHE_VARIABLE, default_cache
 
 if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-CACHE_VARIABLE = "PRIOR_BENCH_CACHE"
 INTERRUPTED = 130
 PATIENCE = 5.0  # seconds of silence that a user bears
 # What the system refuses, which no bug of ours causes: permissions, full disks, a file in a folder's place.
@@ -84,11 +83,7 @@ def seeds(text: str, option: str) -> list[int]:
 
 
 def cache_folder(given: Path | None) -> Path:
-    if given is not None:
-        return given
-    if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prior-bench"
+    return default_cache() if given is None else given
 
 
 def tell_left_out(dataset: Dataset) -> None:

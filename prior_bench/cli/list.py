@@ -62,12 +62,13 @@ def _task(name: str) -> str:
 def _dataset(name: str) -> str:
     from prior_bench import plugins
 
+    kind = plugins.load("datasets", name)
     shown = []
-    for target in plugins.load("datasets", name).targets.values():
+    for target in kind.targets.values():
         no_prompts = ", no prompts" if target.kind in {"multilabel", "exclusive"} and not target.prompts else ""
         on_request = "" if target.default and not target.sanity else ", on request"
         shown.append(f"{target.name} ({target.kind}{no_prompts}{on_request})")
-    return f"targets: {', '.join(shown)}"
+    return f"targets: {', '.join(shown)}" + (f"; {kind.citation}" if kind.citation else "")
 
 
 DESCRIBE: dict[str, Callable[[str], str]] = {"methods": _method, "tasks": _task, "datasets": _dataset}

@@ -23,7 +23,10 @@ from prior_bench.cli.common import (
     verb,
 )
 from prior_bench.cli.run import overrides
+from prior_bench.engine.pretrain import log_file
 from prior_bench.errors import UserError
+from prior_bench.files import replace_folder
+from prior_bench.weights_folder import META
 
 if TYPE_CHECKING:
     from prior_bench.engine.pretrain import Report
@@ -54,7 +57,6 @@ def pretrain(
     """Pre-train a method. The same command again continues after a kill, and is done at once when it is complete."""
     add_plugins(plugin)
     from prior_bench import grid, plugins, provenance, recipe_files, recipes, results
-    from prior_bench.engine.pretrain import log_file
     from prior_bench.engine.pretrain import pretrain as train
 
     home = cache_folder(cache)
@@ -65,6 +67,7 @@ def pretrain(
     tell_left_out(data)
     if output is not None:
         results.check_writable(output.parent, 1 << 20, "--output")
+        _check_replaceable(output)
     from prior_bench.engine.precision import choose
 
     try:
@@ -75,19 +78,40 @@ def pretrain(
     except KeyboardInterrupt:
         typer.echo("interrupted; the last checkpoint is kept, and the same command goes on from there", err=True)
         raise typer.Exit(INTERRUPTED) from None
+    if not _is_first():
+        return
     typer.echo(f"weights: {weights}")
     typer.echo(f"loss curves: {weights.parent / 'loss_curves.png'}")
     if output is not None:
-        shutil.copytree(weights, output, dirs_exist_ok=True)
-        shutil.copy(log_file(weights), output)
+        _copy(weights, output)
         typer.echo(f"copied to: {output}")
+
+
+def _is_first() -> bool:
+    """Whether this is the process that tells and copies, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _check_replaceable(output: Path) -> None:
+    """Nothing but weights of ours is replaced."""
+    if output.is_dir() and any(output.iterdir()) and not (output / META).is_file():
+        raise UserError("the folder holds other files than weights", where=str(output), expected="a new folder",
+                        fix="give another --output")
+
+
+def _copy(weights: Path, output: Path) -> None:
+    """The weights folder with its log, in one step."""
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    shutil.copytree(weights, temporary)
+    shutil.copy(log_file(weights), temporary)
+    replace_folder(temporary, output)
 
 
 @contextmanager
 def _sent_to(project: str | None, name: str, config: dict[str, Any]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """A callback that sends rows of the log to a Weights & Biases project; without one, and on every rank but the
     first, it does nothing."""
-    if project is None or os.environ.get("RANK", "0") != "0":
+    if project is None or not _is_first():
         yield lambda row: None
         return
     try:

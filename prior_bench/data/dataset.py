@@ -86,6 +86,7 @@ class Dataset(ABC):
     needs_root: ClassVar[bool] = True
     folder: ClassVar[str] = ""  # folder name under the data root, as the owners distribute it
     targets: ClassVar[Mapping[str, Target]]
+    prompt_file: ClassVar[Path | None] = None  # YAML, see `readers.read_prompts`; of the targets that have prompts
     budget: ClassVar[Budget]
 
     def __init__(self, root: Path | None = None, cache: Path | None = None, exclude: frozenset[str] = frozenset()):
@@ -124,8 +125,13 @@ class Dataset(ABC):
         raise self._has_no("images", target)
 
     def prompts(self, target: str) -> Mapping[str, Prompts]:
-        """Prompts by class name, in the order of the target's classes."""
-        raise self._has_no("prompts", target)
+        """Prompts by class name, in the order of the target's classes, from `prompt_file`."""
+        from prior_bench.data.readers import read_prompts
+
+        known = {} if self.prompt_file is None else read_prompts(self.prompt_file)
+        if target not in known:
+            raise self._has_no("prompts", target)
+        return {name: known[target][name] for name in self.target(target).classes}
 
     def left_out(self) -> Sequence[tuple[str, str]]:
         """Rows and files that were left out on purpose, as (where, why); `data verify` lists them."""

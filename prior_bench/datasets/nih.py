@@ -27,7 +27,7 @@ from typing import ClassVar
 import numpy as np
 
 from prior_bench.data import images, readers
-from prior_bench.data.dataset import Boxes, Dataset, LabelTable, Prompts
+from prior_bench.data.dataset import Boxes, Dataset, LabelTable
 from prior_bench.data.readers import Row, check_value
 from prior_bench.data.splits import split_groups
 from prior_bench.errors import UserError
@@ -46,6 +46,7 @@ class Nih(Dataset):
     title = "NIH ChestX-ray14 with RSNA Pneumonia"
     citation = "Wang et al., CVPR 2017 (NIH Clinical Center); Shih et al. 2019 (RSNA)"
     folder = "nih"
+    prompt_file = Path(__file__).with_name("nih_prompts.yaml")
     targets: ClassVar[Mapping[str, Target]] = {t.name: t for t in (
         Target("nih14", "multilabel", FINDINGS, prompts=True),
         Target("rsna_3class", "exclusive", RSNA_CLASSES, prompts=True),
@@ -93,12 +94,6 @@ class Nih(Dataset):
         path = self.records[image_id].path
         assert path is not None
         return Boxes(readers.place_boxes(xywh, FRAME, images.size(path), where), np.array(labels, np.int64))
-
-    def prompts(self, target: str) -> Mapping[str, Prompts]:
-        known = readers.read_prompts(Path(__file__).with_name("nih_prompts.yaml"))
-        if target not in known:
-            raise self._has_no("prompts", target)
-        return {c: known[target][c] for c in self.targets[target].classes}
 
     # ------------------------------------------------------------------------------------- reading
 

@@ -40,8 +40,29 @@ def test_weights_are_made_copied_and_reused(pretrain, tmp_path):
     assert again.exit_code == 0
     assert "pre-training" not in again.output
     assert "weights: " in again.output
-    other = pretrain("--set", "training.epochs=2")
+    (tmp_path / "out" / "left.txt").write_text("of earlier weights")
+    other = pretrain("--set", "training.epochs=2", "--output", str(tmp_path / "out"))
     assert "pre-training 100% loss" in other.output
+    assert (tmp_path / "out" / "log.jsonl").read_text().count("\n") == 20
+    assert not (tmp_path / "out" / "left.txt").exists()  # weights are replaced whole
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "out"]
+
+
+def test_a_folder_of_other_things_is_not_replaced(pretrain, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    result = pretrain("--output", str(tmp_path / "mine"))
+    assert result.exit_code == 2
+    assert "holds other files than weights" in result.output
+    assert not (tmp_path / "cache" / "pretrain").exists()  # told before anything is trained
+
+
+def test_of_several_processes_the_first_tells_and_copies(pretrain, monkeypatch, tmp_path):
+    pretrain()
+    monkeypatch.setenv("RANK", "1")
+    result = pretrain("--output", str(tmp_path / "out"))
+    assert (result.exit_code, result.output) == (0, "")
+    assert not (tmp_path / "out").exists()
 
 
 def test_losses_go_to_weights_and_biases(pretrain, monkeypatch, tmp_path):

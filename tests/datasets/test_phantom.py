@@ -376,13 +376,6 @@ def test_a_cache_that_cannot_hold_it_is_found_first(tmp_path: Path, monkeypatch:
         store.open_store(SMALL, tmp_path / "made")
 
 
-def test_the_cache_is_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(store.CACHE_VARIABLE, str(tmp_path))
-    assert store.default_cache() == tmp_path
-    monkeypatch.delenv(store.CACHE_VARIABLE)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert store.default_cache() == tmp_path / "prior-bench"
-
 
 def test_a_script_without_a_main_guard_ends_with_the_reason(tmp_path: Path) -> None:
     script = tmp_path / "script.py"

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from prior_bench.data.dataset import Boxes, Dataset, LabelTable, Phrase, Prompts
+from prior_bench.data.dataset import Boxes, Dataset, LabelTable, Phrase
 from prior_bench.datasets.phantom.findings import KINDS
 from prior_bench.datasets.phantom.phrases import phrases
-from prior_bench.datasets.phantom.store import FORMAT, Store, default_cache, open_store
+from prior_bench.datasets.phantom.store import FORMAT, Store, open_store
 from prior_bench.datasets.phantom.studies import BOXES, EXCLUSIVE, MASKS, VERSION, Size, roster
 from prior_bench.digests import digest_json, digest_sources
+from prior_bench.files import default_cache
 from prior_bench.types import Budget, DenseBudget, FinetuneBudget, ImageRecord, Report, Split, Study, Target
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Phantom(Dataset):
     version: ClassVar[int] = VERSION
     title: ClassVar[str] = "Phantom: procedural chest X-rays with reports"
     needs_root: ClassVar[bool] = False
+    prompt_file: ClassVar[Path | None] = _HERE / "prompts.yaml"
     size: ClassVar[Size] = Size(pixels=128, train=2000, validation=200, test=600, per_class=40, seed=0)
     targets: ClassVar[Mapping[str, Target]] = {
         t.name: t
@@ -100,17 +102,6 @@ class Phantom(Dataset):
         for case in roster(self.size):
             if case.split == split:
                 yield from phrases(self.size, case)
-
-    def prompts(self, target: str) -> Mapping[str, Prompts]:
-        import yaml
-
-        written = yaml.safe_load((_HERE / "prompts.yaml").read_text(encoding="utf-8"))
-        if target not in written:
-            raise self._has_no("prompts", target)
-        return {
-            name: Prompts(tuple(written[target][name]["positive"]), tuple(written[target][name].get("negative", ())))
-            for name in self.target(target).classes
-        }
 
     def read_image(self, record: ImageRecord) -> PILImage:
         from PIL import Image

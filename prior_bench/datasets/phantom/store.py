@@ -21,19 +21,12 @@ import numpy as np
 
 from prior_bench.datasets.phantom.studies import MASKS, Case, Size, make, roster
 from prior_bench.errors import UserError
+from prior_bench.files import CACHE_VARIABLE
 
-CACHE_VARIABLE = "PRIOR_BENCH_CACHE"
 FORMAT = 1  # of the files in the folder
 _CHUNK = 16  # patients a task
 
 Chunk = tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]
-
-
-def default_cache() -> Path:
-    """$PRIOR_BENCH_CACHE, or prior-bench in the user's cache folder."""
-    if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prior-bench"
 
 
 class Store:
