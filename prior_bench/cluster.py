@@ -17,25 +17,8 @@ from prior_bench.data.dataset import chosen_root
 from prior_bench.errors import UserError
 from prior_bench.execution import Listener, Summary, execute
 from prior_bench.grid import Grid, PlannedCell, Request, Weights, plan
-from prior_bench.types import Result
 
 POLL_SECONDS = 2.0
-
-
-class _Quiet:
-    """A listener that shows nothing: what was done is told when the task has ended."""
-
-    def weights(self, weights: Weights, phase: str, share: float, text: str) -> None: ...
-
-    def loaded(self, weights: Weights, coverage: str) -> None: ...
-
-    def progress(self, cell: PlannedCell, phase: str, share: float) -> None: ...
-
-    def waiting(self, cell: PlannedCell) -> None: ...
-
-    def finished(self, cell: PlannedCell, result: Result, seconds: float | None) -> None: ...
-
-    def failed(self, cell: PlannedCell, error: str) -> None: ...
 
 
 def execute_on_ray(grid: Grid, listener: Listener, address: str, plugin_files: Sequence[Path] = ()) -> Summary:
@@ -89,7 +72,7 @@ def _run(request: Request, plugin_files: Sequence[Path], folder: Path) -> Summar
     os.chdir(folder)
     for file in plugin_files:
         plugins.add_file(file)
-    return execute(plan(request), _Quiet())
+    return execute(plan(request), Listener())  # what was done is told when the task has ended
 
 
 def _outcome(ray: Any, ended: Any) -> Summary:

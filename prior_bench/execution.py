@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from prior_bench import plugins, provenance, recipe_files, results, weights_folder
 from prior_bench.digests import digest_json
@@ -33,21 +33,26 @@ CACHE_NEEDS = 1 << 30  # bytes: images, features, and a checkpoint
 OUTPUT_NEEDS = 64 << 20
 
 
-class Listener(Protocol):
-    """What a display is told while cells run. `share` is in 0..1."""
+class Listener:
+    """What a display is told while cells run; this one shows nothing. `share` is in 0..1."""
 
-    def weights(self, weights: Weights, phase: str, share: float, text: str) -> None: ...
+    def weights(self, weights: Weights, phase: str, share: float, text: str) -> None:
+        """Weights are being made or read."""
 
-    def loaded(self, weights: Weights, coverage: str) -> None: ...
+    def loaded(self, weights: Weights, coverage: str) -> None:
+        """Weights of a file are there; how much of the model it filled."""
 
-    def progress(self, cell: PlannedCell, phase: str, share: float) -> None: ...
+    def progress(self, cell: PlannedCell, phase: str, share: float) -> None:
+        """A cell is being evaluated."""
 
-    def waiting(self, cell: PlannedCell) -> None: ...
+    def waiting(self, cell: PlannedCell) -> None:
+        """Another process works on the cell."""
 
     def finished(self, cell: PlannedCell, result: Result, seconds: float | None) -> None:
         """`seconds` is None for a cell that was found stored."""
 
-    def failed(self, cell: PlannedCell, error: str) -> None: ...
+    def failed(self, cell: PlannedCell, error: str) -> None:
+        """A bug cost the cell."""
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 import typer
 
 from prior_bench import results
+from prior_bench.execution import Listener
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,7 +38,7 @@ class State:
     finished: bool = False
 
 
-class Display:
+class Display(Listener):
     """The states of all cells and the time that remains; the base of both displays."""
 
     def __init__(self, grid: Grid):
