@@ -107,7 +107,11 @@ class Task(ABC):
 
     @abstractmethod
     def settings(self, dataset: type[Dataset], target: Target, mode: str, profile: str) -> dict[str, Any]:
-        """Every setting of the protocol that the numbers depend on, JSON-able; its digest is part of the cell."""
+        """Every setting of the protocol that the numbers depend on, JSON-able; its digest is part of the cell.
+
+        Each value is read from where it is used: one that is written down again here would stay when that one changes.
+        What is code rather than a value raises `version`. Imports no torch.
+        """
 
     @abstractmethod
     def fit(self, context: Context, cell: Cell) -> Any:

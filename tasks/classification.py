@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from prior_bench import label_scores
+from prior_bench.engine.protocol import FINETUNING
 from prior_bench.label_scores import MIN_POSITIVE_GROUPS, macro_auroc
 from prior_bench.metrics.ranking import best_f1_threshold
 from prior_bench.task import Context, NotApplicable, Plan, Predictions, Task
@@ -62,7 +63,8 @@ class Classification(Task):
         common = {"subset_seeds": _subset_seeds(dataset, mode), "selection": "validation auroc_macro",
                   "min_positive_groups": MIN_POSITIVE_GROUPS, "finetune": finetune}
         if mode == "finetune":
-            return common
+            return common | {"optimiser": "AdamW", "schedule": "cosine", "training": asdict(FINETUNING)}
+        # Not `training` here too, though it is the supervised reference's: it would part stored results from new ones.
         return common | {"features": "pooled, standardised on the subset", "penalties": PENALTIES,
                          "max_iterations": MAX_ITERATIONS, "ties": "larger penalty"}
 

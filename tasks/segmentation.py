@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from prior_bench.data.dataset import Dataset
+from prior_bench.data.geometry import IGNORE
+from prior_bench.engine.protocol import AUGMENTATION, ENCODER_RATE, LAST_STD, PRIOR, THRESHOLD
 from prior_bench.metrics.overlap import METRICS, encode_mask, overlap_metrics, pixel_counts, terms
 from prior_bench.task import Context, NotApplicable, Plan, Predictions, Task
 from prior_bench.types import Cell, Metric, Target
@@ -22,8 +24,7 @@ from prior_bench.types import Cell, Metric, Target
 if TYPE_CHECKING:
     from prior_bench.engine.dense import TrainedHead
 
-IGNORE = 255
-LR, WEIGHT_DECAY, WARMUP, POWER, THRESHOLD = 5e-4, 0.05, 0.05, 0.9, 0.5
+LR, WEIGHT_DECAY, WARMUP, POWER = 5e-4, 0.05, 0.05, 0.9
 
 
 class Segmentation(Task):
@@ -45,10 +46,10 @@ class Segmentation(Task):
     def settings(self, dataset: type[Dataset], target: Target, mode: str, profile: str) -> dict[str, Any]:
         return {
             "budget": asdict(dataset.budget.segmentation), "head": "UPerHead, pools 1 2 3 6, dropout 0.1, batch norm",
-            "start": "foreground probability 0.1, deviation 0.1",
+            "start": f"foreground probability {PRIOR}, deviation {LAST_STD}",
             "loss": "cross-entropy + Dice", "optimiser": "AdamW", "lr": LR, "weight_decay": WEIGHT_DECAY,
-            "warmup": WARMUP, "schedule": f"poly {POWER}", "encoder_rate": {"frozen": 0, "finetune": 0.1}[mode],
-            "augmentation": {"scale": [0.9, 1.1], "rotation": 10, "brightness": 0.1, "contrast": 0.1},
+            "warmup": WARMUP, "schedule": f"poly {POWER}",
+            "encoder_rate": {"frozen": 0, "finetune": ENCODER_RATE}[mode], "augmentation": asdict(AUGMENTATION),
             "selection": self.main_metric, "threshold": THRESHOLD,
         }
 

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from prior_bench.data.dataset import Boxes
+from prior_bench.data.dataset import Boxes, Dataset
+from prior_bench.data.images import BadImage
 from prior_bench.engine import openmmlab
 from prior_bench.engine.precision import Precision
 from prior_bench.errors import UserError
@@ -165,6 +166,16 @@ def test_a_known_box_survives_store_pipeline_head_and_back(context, spec):
         assert (np.abs(geometry.boxes_back(boxes[:1])[0] - box) <= coarser_pixel(geometry)).all()
 
 
+def test_a_missing_file_is_named(toy_class, tmp_path):
+    class Files(toy_class):
+        read_image = Dataset.read_image
+
+    dataset = Files()
+    dataset.records["gone"] = ImageRecord("gone", tmp_path / "gone.png")
+    with pytest.raises(BadImage, match="does not exist"):
+        dense.source_size(dataset, "gone")
+
+
 def test_images_are_normalised_once(context):
     spec = ImageInput(size=SIZE, channels=3, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     context = context(spec)
@@ -274,7 +285,7 @@ def test_the_encoder_trains_by_mode(context):
         assert torch.equal(c.method.scale.weight, before)
         assert torch.equal(head.model.backbone.method.scale.weight, before) != changes
         rates = {len(g["params"]): g["lr"] for g in dense._optimizer(
-            head.model, head.model.backbone, dense.Optimisation(lambda s, n: 1.0, 0.0)).param_groups}
+            head.model, head.model.backbone, dense.Optimisation(lambda s, n: 1.0, 0.0, 5e-4)).param_groups}
         assert set(rates.values()) == ({5e-4, 5e-5} if changes else {5e-4})
 
 
