@@ -54,6 +54,11 @@ class Context:
     profile: str = "standard"
     report: Callable[[str, float], None] = lambda phase, share: None  # progress of the cell in flight
 
+    def note(self, text: str) -> None:
+        """Have the results say this, once: they are stored with the notes of the features."""
+        if text not in self.features.notes:
+            self.features.notes.append(text)
+
 
 @dataclass(slots=True)
 class Predictions:

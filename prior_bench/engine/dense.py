@@ -192,16 +192,16 @@ def train(context: Context, cell: Cell, budget: DenseBudget, build: Callable[[],
 
 def predict(trained: TrainedHead, data: BaseDataset) -> Iterator[Any]:
     """MM's data samples with predictions, one for each sample of `data`, in order."""
-    model, notes = trained.model, trained.details.setdefault("notes", [])
+    model, context = trained.model, trained.context
 
     def run(part: slice) -> list[Any]:
         batch = pseudo_collate([data[i] for i in range(part.start, part.stop)])
         with torch.no_grad():
             samples: list[Any] = model.test_step(batch)
-        trained.context.report("predicting", part.stop / len(data))
+        context.report("predicting", part.stop / len(data))
         return samples
 
-    for samples in in_batches(len(data), _PREDICT_BATCH, run, notes.append):
+    for samples in in_batches(len(data), _PREDICT_BATCH, run, context.note):
         yield from samples
 
 

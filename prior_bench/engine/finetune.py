@@ -164,7 +164,8 @@ class _Images:
         model.eval()
         with torch.no_grad():
             batches = in_batches(len(ids), self.context.dataset.budget.finetune.batch,
-                                 lambda part: model(pixels[part].to(self.context.precision.device)).double().cpu())
+                                 lambda part: model(pixels[part].to(self.context.precision.device)).double().cpu(),
+                                 self.context.note)
             found = torch.cat(list(batches)).numpy()
         model.train(training)
         return found

@@ -14,6 +14,7 @@ from prior_bench.data.images import BadImage
 from prior_bench.engine import openmmlab
 from prior_bench.engine.precision import Precision
 from prior_bench.errors import UserError
+from prior_bench.features import FeatureCache
 from prior_bench.method import ImageFeatures, Method
 from prior_bench.task import Context
 from prior_bench.types import Cell, DenseBudget, ImageInput, ImageRecord
@@ -91,7 +92,11 @@ class Rectangles:
 
 @pytest.fixture
 def context(tmp_path: Path):
-    return lambda spec=FITS[0]: Context(Pooled(spec), Rectangles(), "w", FP32, None, tmp_path)
+    def make(spec=FITS[0]):
+        method = Pooled(spec)
+        return Context(method, Rectangles(), "w", FP32, FeatureCache(tmp_path, method, "w", FP32), tmp_path)
+
+    return make
 
 
 def cell(mode="frozen"):
@@ -347,7 +352,10 @@ def test_prediction_halves_its_batch_when_memory_is_short(context, monkeypatch):
     monkeypatch.setattr(Pooled, "pyramid", scarce)
     again = [segmentor.probability(s) for s in dense.predict(head, segmentor.MaskDataset(images, ids))]
     np.testing.assert_allclose(plain, again, atol=1e-5)
-    assert any("halved" in note for note in head.details["notes"])
+    notes = [f"out of memory: encoding batch halved to {size}" for size in (16, 8, 4, 2, 1)]
+    assert context.features.notes == notes
+    assert len(list(dense.predict(head, segmentor.MaskDataset(images, ids)))) == len(ids)
+    assert context.features.notes == notes  # not a second time
 
 
 # --------------------------------------------------------------------------------------- augmentation
