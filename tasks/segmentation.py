@@ -134,14 +134,12 @@ class Segmentation(Task):
             else Metric(name, values[name], counts=shown) for name in METRICS)
 
     def replicates(self, predictions: Predictions, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        from prior_bench.statistics import Bootstrap
+        from prior_bench.statistics import Bootstrap, quotient
 
         parts = terms(_counts(predictions))
         bootstrap = Bootstrap(predictions.table.column("group").to_pylist(), draws)
         sums = bootstrap.sums(np.stack([term for pair in parts.values() for term in pair], axis=1))
-        top, bottom = sums[:, ::2], sums[:, 1::2]
-        values = np.where(bottom > 0, top / np.where(bottom > 0, bottom, 1), np.nan)
-        return dict(zip(parts, values.T, strict=True))
+        return dict(zip(parts, quotient(sums[:, ::2], sums[:, 1::2]).T, strict=True))
 
 
 def _counts(predictions: Predictions) -> np.ndarray:
