@@ -41,6 +41,15 @@ class Plan:
     head_seed: int = 0
 
 
+def plans(target: Target, mode: str, fractions: Sequence[float], subset_seeds: Sequence[int],
+          head_seeds: Sequence[int]) -> Iterator[Plan]:
+    """Cells of a task that trains on a target's images: at each fraction one for each subset and seed of the head, of
+    which all images are the one subset. None where the target has no training images."""
+    for fraction in fractions if target.train else ():
+        subsets = (0,) if fraction == 1 else subset_seeds
+        yield from (Plan(target.name, mode, fraction, subset, head) for subset in subsets for head in head_seeds)
+
+
 @dataclass(slots=True)
 class Context:
     """What a task may use to evaluate cells of one (method, dataset)."""

@@ -18,7 +18,7 @@ from prior_bench.data.dataset import Dataset
 from prior_bench.data.geometry import IGNORE
 from prior_bench.engine.protocol import AUGMENTATION, ENCODER_RATE, LAST_STD, PRIOR, THRESHOLD
 from prior_bench.metrics.overlap import METRICS, encode_mask, overlap_metrics, pixel_counts, terms
-from prior_bench.task import Context, NotApplicable, Plan, Predictions, Task
+from prior_bench.task import Context, NotApplicable, Plan, Predictions, Task, plans
 from prior_bench.types import Cell, Metric, Target
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ class Segmentation(Task):
     def plan(self, dataset: type[Dataset], target: Target, mode: str, fractions: Sequence[float],
              seeds: Sequence[int] | None) -> Iterator[Plan]:
         budget = dataset.budget.segmentation
-        for fraction in fractions if target.train else ():
-            subsets = (0,) if fraction == 1 else seeds or budget.subset_seeds
-            yield from (Plan(target.name, mode, fraction, s, h) for s in subsets for h in budget.head_seeds)
+        return plans(target, mode, fractions, seeds or budget.subset_seeds, budget.head_seeds)
 
     def settings(self, dataset: type[Dataset], target: Target, mode: str, profile: str) -> dict[str, Any]:
         return {
