@@ -11,19 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from prior_bench.metrics import ranking
 from prior_bench.metrics.calibration import expected_calibration_error
-from prior_bench.task import Predictions
-from prior_bench.types import Metric
+from prior_bench.task import Predictions, Task
+from prior_bench.types import Cell, Metric
 
 if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
 
-ATTACHED = ("group", "label_*")  # columns that `attach` adds
 MIN_POSITIVE_GROUPS = 5  # a label with fewer in the test set is reported, and left out of macro averages
 
 
@@ -39,87 +38,91 @@ def predictions(ids: Sequence[str], classes: Sequence[str], scores: np.ndarray, 
     return Predictions(pa.table(columns), stated | extra)
 
 
-def attach(dataset: Dataset, target: str, bare: Predictions) -> Predictions:
-    """The predictions with the images' groups and labels."""
-    import pyarrow as pa
-
-    ids = bare.table.column("image").to_pylist()
-    values = dataset.labels(target).rows(ids).astype(np.float64)
-    table = bare.table.append_column("group", pa.array([dataset.group_of(id) for id in ids], pa.string()))
-    for name, column in zip(bare.extra["classes"], values.T, strict=True):
-        table = table.append_column(f"label_{name}", pa.array(column, pa.float64(), from_pandas=True))
-    return Predictions(table, bare.extra)
-
-
 def macro_auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Mean AUROC over the classes (columns) with both labels; NaN without any. NaN labels are left out."""
     return _mean([_known(ranking.auroc, s, y) for s, y in zip(scores.T, labels.T, strict=True)])
 
 
-def score(found: Predictions) -> tuple[Metric, ...]:
-    """All metrics of labelled predictions, the macro AUROC first."""
-    data = Labelled.read(found)
-    metrics = [data.macro("auroc_macro", data.each(ranking.auroc)),
-               data.macro("auprc_macro", data.each(ranking.average_precision))]
-    if data.predicted is not None:
-        metrics.append(data.macro("f1_macro", data.each(ranking.f1, data.predicted)))
-    if data.exclusive:
-        rows, guess, truth = data.guesses()
-        counts = {"images": len(rows), "classes": len(data.classes)}
-        for name, metric in (("accuracy", ranking.accuracy), ("balanced_accuracy", ranking.balanced_accuracy)):
-            metrics.append(_metric(name, metric(guess, truth), "no labelled images", counts))
-    if data.probabilities:
-        metrics.append(data.calibration())
-    return (*metrics, *(data.label_metric(i) for i in range(len(data.classes))))
+class LabelTask(Task):
+    """A task whose predictions are such tables: a subclass plans, fits and predicts."""
 
+    kinds: ClassVar[frozenset[str]] = frozenset({"multilabel", "exclusive"})
+    main_metric: ClassVar[str] = "auroc_macro"
+    attached: ClassVar[tuple[str, ...]] = ("group", "label_*")
 
-def replicates(found: Predictions, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Bootstrap replicates of `score`'s metrics, except the calibration error, whose bins would move with the draw."""
-    from prior_bench.statistics import Bootstrap, quotient
+    def attach(self, dataset: Dataset, cell: Cell, predictions: Predictions) -> Predictions:
+        """The predictions with the images' groups and labels."""
+        import pyarrow as pa
 
-    data = Labelled.read(found)
-    bootstrap = Bootstrap(data.groups, draws)
-    scored = [i for i, problem in enumerate(data.problems) if not problem]
-    auroc = {i: bootstrap.auroc(data.scores[:, i], data.labels[:, i]) for i in scored}
-    result = {f"auroc_{data.classes[i]}": values for i, values in auroc.items()}
-    in_macro = np.flatnonzero(data.in_macro).tolist()
-    if in_macro:
-        result["auroc_macro"] = np.mean([auroc[i] for i in in_macro], axis=0)
-        result["auprc_macro"] = np.mean([bootstrap.average_precision(data.scores[:, i], data.labels[:, i])
-                                         for i in in_macro], axis=0)
-    judged = [i for i in in_macro if data.predicted is not None and not np.isnan(data.predicted[:, i]).all()]
-    if data.predicted is not None and judged:
-        yes, known = data.predicted[:, judged] == 1, ~np.isnan(data.labels[:, judged])
-        positive = data.labels[:, judged] == 1
-        hits, said, are = (bootstrap.sums(part) for part in (yes & positive, yes & known, positive))
-        per_label = quotient(2 * hits, np.where(are > 0, said + are, 0))
-        result["f1_macro"] = per_label.mean(axis=1)
-    if data.exclusive:
-        rows, guess, truth = data.guesses()
-        correct = np.full((len(data.labels), 1 + len(data.classes)), np.nan)  # of all rows, then of each class
-        correct[rows, 0] = correct[rows, 1 + truth] = guess == truth
-        result["accuracy"] = bootstrap.mean(correct[:, 0])
-        result["balanced_accuracy"] = np.mean([bootstrap.mean(correct[:, 1 + c]) for c in np.unique(truth)], axis=0)
-    return result
+        ids = predictions.table.column("image").to_pylist()
+        values = dataset.labels(cell.target).rows(ids).astype(np.float64)
+        table = predictions.table.append_column("group", pa.array([dataset.group_of(id) for id in ids], pa.string()))
+        for name, column in zip(predictions.extra["classes"], values.T, strict=True):
+            table = table.append_column(f"label_{name}", pa.array(column, pa.float64(), from_pandas=True))
+        return Predictions(table, predictions.extra)
 
+    def score(self, predictions: Predictions) -> tuple[Metric, ...]:
+        """All metrics of labelled predictions, the macro AUROC first."""
+        data = Labelled.read(predictions)
+        metrics = [data.macro("auroc_macro", data.each(ranking.auroc)),
+                   data.macro("auprc_macro", data.each(ranking.average_precision))]
+        if data.predicted is not None:
+            metrics.append(data.macro("f1_macro", data.each(ranking.f1, data.predicted)))
+        if data.exclusive:
+            rows, guess, truth = data.guesses()
+            counts = {"images": len(rows), "classes": len(data.classes)}
+            for name, metric in (("accuracy", ranking.accuracy), ("balanced_accuracy", ranking.balanced_accuracy)):
+                metrics.append(_metric(name, metric(guess, truth), "no labelled images", counts))
+        if data.probabilities:
+            metrics.append(data.calibration())
+        return (*metrics, *(data.label_metric(i) for i in range(len(data.classes))))
 
-def p_values(found_a: Predictions, found_b: Predictions) -> dict[str, tuple[str, float]]:
-    """DeLong's test of each class's AUROC and, of exclusive classes, sign flips of accuracy; both over leak groups."""
-    from prior_bench.paired_tests import delong, sign_flip
+    def replicates(self, predictions: Predictions, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Bootstrap replicates of `score`'s metrics, but the calibration error, whose bins would move with the draw."""
+        from prior_bench.statistics import Bootstrap, quotient
 
-    a, b = Labelled.read(found_a), Labelled.read(found_b)
-    if found_a.table.column("image") != found_b.table.column("image"):
-        raise ValueError("the predictions are not of the same images in the same order")
-    result = {}
-    for i, name in enumerate(a.classes):
-        if not (a.problems[i] or b.problems[i]):
-            tested = delong(a.scores[:, i], b.scores[:, i], a.labels[:, i], a.groups)
-            if tested is not None:
-                result[f"auroc_{name}"] = ("DeLong, clustered", tested.p)
-    if a.exclusive:
-        (rows, guess_a, truth), (_, guess_b, _) = a.guesses(), b.guesses()
-        result["accuracy"] = ("sign flip", sign_flip(guess_a == truth, guess_b == truth, a.groups[rows]))
-    return result
+        data = Labelled.read(predictions)
+        bootstrap = Bootstrap(data.groups, draws)
+        scored = [i for i, problem in enumerate(data.problems) if not problem]
+        auroc = {i: bootstrap.auroc(data.scores[:, i], data.labels[:, i]) for i in scored}
+        result = {f"auroc_{data.classes[i]}": values for i, values in auroc.items()}
+        in_macro = np.flatnonzero(data.in_macro).tolist()
+        if in_macro:
+            result["auroc_macro"] = np.mean([auroc[i] for i in in_macro], axis=0)
+            result["auprc_macro"] = np.mean([bootstrap.average_precision(data.scores[:, i], data.labels[:, i])
+                                             for i in in_macro], axis=0)
+        judged = [i for i in in_macro if data.predicted is not None and not np.isnan(data.predicted[:, i]).all()]
+        if data.predicted is not None and judged:
+            yes, known = data.predicted[:, judged] == 1, ~np.isnan(data.labels[:, judged])
+            positive = data.labels[:, judged] == 1
+            hits, said, are = (bootstrap.sums(part) for part in (yes & positive, yes & known, positive))
+            per_label = quotient(2 * hits, np.where(are > 0, said + are, 0))
+            result["f1_macro"] = per_label.mean(axis=1)
+        if data.exclusive:
+            rows, guess, truth = data.guesses()
+            correct = np.full((len(data.labels), 1 + len(data.classes)), np.nan)  # of all rows, then of each class
+            correct[rows, 0] = correct[rows, 1 + truth] = guess == truth
+            result["accuracy"] = bootstrap.mean(correct[:, 0])
+            result["balanced_accuracy"] = np.mean([bootstrap.mean(correct[:, 1 + c]) for c in np.unique(truth)], axis=0)
+        return result
+
+    def p_values(self, a: Predictions, b: Predictions) -> dict[str, tuple[str, float]]:
+        """DeLong's test of each class's AUROC and, of exclusive classes, sign flips of accuracy; over leak groups."""
+        from prior_bench.paired_tests import delong, sign_flip
+
+        one, two = Labelled.read(a), Labelled.read(b)
+        if a.table.column("image") != b.table.column("image"):
+            raise ValueError("the predictions are not of the same images in the same order")
+        result = {}
+        for i, name in enumerate(one.classes):
+            if not (one.problems[i] or two.problems[i]):
+                tested = delong(one.scores[:, i], two.scores[:, i], one.labels[:, i], one.groups)
+                if tested is not None:
+                    result[f"auroc_{name}"] = ("DeLong, clustered", tested.p)
+        if one.exclusive:
+            (rows, guess, truth), (_, guess_two, _) = one.guesses(), two.guesses()
+            result["accuracy"] = ("sign flip", sign_flip(guess == truth, guess_two == truth, one.groups[rows]))
+        return result
 
 
 @dataclass(frozen=True, slots=True)

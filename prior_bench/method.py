@@ -72,7 +72,6 @@ class Method(nn.Module, ABC):
     image_input: ImageInput
     contrastive: ClassVar[Mapping[str, float]] = {}  # terms that are InfoNCE over the batch, the directions each sums
     local_weight: ClassVar[float] = 1.0  # of `local_score` beside the joint cosine, in the profile `standard-local`
-    patch: int = 1  # sides of the images that `encode_image` and `pyramid` take are multiples of it; dense tasks round
 
     # --------------------------------------------------------------------------------------- building
 
@@ -104,7 +103,10 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Maps (B, C_i, H_i, W_i) of strides 4, 8, 16 and 32 of normalised images, as near as the encoder gives."""
+        """Maps (B, C_i, H_i, W_i) of strides 4, 8, 16 and 32 of normalised images, as near as the encoder gives.
+
+        Their sides are any multiples of 32: an encoder that wants others, as of its patch, resizes the images itself.
+        """
 
     @property
     @abstractmethod

@@ -63,12 +63,12 @@ def _without_folders(argument: str) -> str:
 
 
 def peak_memory() -> dict[str, int]:
-    """Peak resident memory of this process so far, and of the GPU where one is used, in bytes."""
+    """Peak resident memory of this process so far, and of the GPU where one is used (whichever it is), in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        peak["gpu"] = int(torch.cuda.max_memory_allocated())
+        peak["gpu"] = max(torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count()))
     return peak
 
 

@@ -41,6 +41,15 @@ class Plan:
     head_seed: int = 0
 
 
+def plans(target: Target, mode: str, fractions: Sequence[float], subset_seeds: Sequence[int],
+          head_seeds: Sequence[int]) -> Iterator[Plan]:
+    """Cells of a task that trains on a target's images: at each fraction one for each subset and seed of the head, of
+    which all images are the one subset. None where the target has no training images."""
+    for fraction in fractions if target.train else ():
+        subsets = (0,) if fraction == 1 else subset_seeds
+        yield from (Plan(target.name, mode, fraction, subset, head) for subset in subsets for head in head_seeds)
+
+
 @dataclass(slots=True)
 class Context:
     """What a task may use to evaluate cells of one (method, dataset)."""
@@ -53,6 +62,11 @@ class Context:
     cache: Path
     profile: str = "standard"
     report: Callable[[str, float], None] = lambda phase, share: None  # progress of the cell in flight
+
+    def note(self, text: str) -> None:
+        """Have the results say this, once: they are stored with the notes of the features."""
+        if text not in self.features.notes:
+            self.features.notes.append(text)
 
 
 @dataclass(slots=True)
@@ -107,7 +121,11 @@ class Task(ABC):
 
     @abstractmethod
     def settings(self, dataset: type[Dataset], target: Target, mode: str, profile: str) -> dict[str, Any]:
-        """Every setting of the protocol that the numbers depend on, JSON-able; its digest is part of the cell."""
+        """Every setting of the protocol that the numbers depend on, JSON-able; its digest is part of the cell.
+
+        Each value is read from where it is used: one that is written down again here would stay when that one changes.
+        What is code rather than a value raises `version`. Imports no torch.
+        """
 
     @abstractmethod
     def fit(self, context: Context, cell: Cell) -> Any:

@@ -30,6 +30,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from prior_bench import plugins
+from prior_bench.encoders.image import STRIDES
 from prior_bench.method import Batch, Method, StudyView
 from prior_bench.task import NotApplicable
 from prior_bench.types import Report
@@ -42,7 +43,6 @@ REPORTS = (
     ("Healed left rib fracture.", "No acute osseous abnormality.", "The lungs are clear."),
     ("Bandlike atelectasis at the right base.", "No effusion."),
 )
-STRIDES = (4, 8, 16, 32)
 BF16_COSINE = 0.98  # least cosine of a vector in bf16 with itself in fp32
 BF16_SHARE = 0.05  # most that a score or a loss term changes in bf16
 START = 3.0  # most times log(batch), or its inverse, that a contrastive term is before training
@@ -214,9 +214,9 @@ def _encoding_is_deterministic(method: Method) -> None:
 @torch.inference_mode()
 def _pyramid_has_its_strides_and_channels(method: Method) -> None:
     """`pyramid` gives maps of strides 4, 8, 16 and 32 with `pyramid_channels`, at the method's own size and at any
-    other that `patch` divides: dense tasks choose theirs."""
+    other that the strides divide: dense tasks choose theirs."""
     images = sample_images(method, 2)
-    own, step = images.shape[-1], math.lcm(STRIDES[-1], method.patch)
+    own, step = images.shape[-1], STRIDES[-1]
     for side in (own, step * math.ceil(1.5 * own / step)):
         levels = method.pyramid(nn.functional.interpolate(images, (side, side), mode="bilinear"))
         assert len(levels) == len(STRIDES), f"{len(levels)} levels instead of {len(STRIDES)}"

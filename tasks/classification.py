@@ -7,17 +7,18 @@ scratch, in both modes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from prior_bench import label_scores
-from prior_bench.label_scores import MIN_POSITIVE_GROUPS, macro_auroc
+from prior_bench.engine.protocol import FINETUNING
+from prior_bench.label_scores import MIN_POSITIVE_GROUPS, LabelTask, macro_auroc
 from prior_bench.metrics.ranking import best_f1_threshold
-from prior_bench.task import Context, NotApplicable, Plan, Predictions, Task
-from prior_bench.types import Cell, Metric, Target
+from prior_bench.task import Context, NotApplicable, Plan, Predictions, plans
+from prior_bench.types import Cell, Target
 
 if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
@@ -38,14 +39,11 @@ class Fitted:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-class Classification(Task):
+class Classification(LabelTask):
     name: ClassVar[str] = "classification"
     title: ClassVar[str] = "Classification"
     modes: ClassVar[tuple[str, ...]] = ("linear", "finetune")
-    kinds: ClassVar[frozenset[str]] = frozenset({"multilabel", "exclusive"})
     wants: ClassVar[str] = "with training images"
-    main_metric: ClassVar[str] = "auroc_macro"
-    attached: ClassVar[tuple[str, ...]] = label_scores.ATTACHED
 
     def accepts(self, target: Target) -> bool:
         return super().accepts(target) and target.train
@@ -53,16 +51,15 @@ class Classification(Task):
     def plan(self, dataset: type[Dataset], target: Target, mode: str, fractions: Sequence[float],
              seeds: Sequence[int] | None) -> Iterator[Plan]:
         heads = dataset.budget.finetune.head_seeds if mode == "finetune" else (0,)
-        for fraction in fractions:
-            subsets = (0,) if fraction == 1 else seeds or _subset_seeds(dataset, mode)
-            yield from (Plan(target.name, mode, fraction, subset, head) for subset in subsets for head in heads)
+        return plans(target, mode, fractions, seeds or _subset_seeds(dataset, mode), heads)
 
     def settings(self, dataset: type[Dataset], target: Target, mode: str, profile: str) -> dict[str, Any]:
         finetune = asdict(dataset.budget.finetune)  # in both modes: the supervised reference is trained with it
         common = {"subset_seeds": _subset_seeds(dataset, mode), "selection": "validation auroc_macro",
                   "min_positive_groups": MIN_POSITIVE_GROUPS, "finetune": finetune}
         if mode == "finetune":
-            return common
+            return common | {"optimiser": "AdamW", "schedule": "cosine", "training": asdict(FINETUNING)}
+        # Not `training` here too, though it is the supervised reference's: it would part stored results from new ones.
         return common | {"features": "pooled, standardised on the subset", "penalties": PENALTIES,
                          "max_iterations": MAX_ITERATIONS, "ties": "larger penalty"}
 
@@ -83,18 +80,6 @@ class Classification(Task):
         return label_scores.predictions(
             ids, target.classes, fitted.probabilities(ids), exclusive=target.kind == "exclusive", probabilities=True,
             thresholds=fitted.thresholds, macro_classes=fitted.macro_classes)
-
-    def attach(self, dataset: Dataset, cell: Cell, predictions: Predictions) -> Predictions:
-        return label_scores.attach(dataset, cell.target, predictions)
-
-    def score(self, predictions: Predictions) -> tuple[Metric, ...]:
-        return label_scores.score(predictions)
-
-    def replicates(self, predictions: Predictions, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return label_scores.replicates(predictions, draws)
-
-    def p_values(self, a: Predictions, b: Predictions) -> dict[str, tuple[str, float]]:
-        return label_scores.p_values(a, b)
 
 
 class _Data:

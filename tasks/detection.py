@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from prior_bench.data.dataset import Boxes, Dataset
+from prior_bench.engine.protocol import ENCODER_RATE
 from prior_bench.metrics.boxes import METRICS, ImageBoxes, Matches, box_metrics, match
-from prior_bench.task import Context, NotApplicable, Plan, Predictions, Task
+from prior_bench.task import Context, NotApplicable, Plan, Predictions, Task, plans
 from prior_bench.types import Cell, Metric, Target
 
 if TYPE_CHECKING:
@@ -38,15 +39,14 @@ class Detection(Task):
     def plan(self, dataset: type[Dataset], target: Target, mode: str, fractions: Sequence[float],
              seeds: Sequence[int] | None) -> Iterator[Plan]:
         budget = dataset.budget.detection
-        for fraction in fractions if target.train else ():
-            subsets = (0,) if fraction == 1 else seeds or budget.subset_seeds
-            yield from (Plan(target.name, mode, fraction, s, h) for s in subsets for h in budget.head_seeds)
+        return plans(target, mode, fractions, seeds or budget.subset_seeds, budget.head_seeds)
 
     def settings(self, dataset: type[Dataset], target: Target, mode: str, profile: str) -> dict[str, Any]:
         return {
             "budget": asdict(dataset.budget.detection), "head": "YOLOv3, neck c, c/2, c/4, anchors x size / 416",
             "optimiser": "AdamW", "lr": LR, "weight_decay": WEIGHT_DECAY, "warmup": WARMUP, "schedule": "cosine",
-            "encoder_rate": {"frozen": 0, "finetune": 0.1}[mode], "augmentation": None, "selection": self.main_metric,
+            "encoder_rate": {"frozen": 0, "finetune": ENCODER_RATE}[mode], "augmentation": None,
+            "selection": self.main_metric,
             "score_threshold": 0, "candidates": CANDIDATES, "nms_iou": NMS_IOU, "max_boxes": MAX_BOXES,
         }
 

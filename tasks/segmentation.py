@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from prior_bench.data.dataset import Dataset
+from prior_bench.data.geometry import IGNORE
+from prior_bench.engine.protocol import AUGMENTATION, ENCODER_RATE, LAST_STD, PRIOR, THRESHOLD
 from prior_bench.metrics.overlap import METRICS, encode_mask, overlap_metrics, pixel_counts, terms
-from prior_bench.task import Context, NotApplicable, Plan, Predictions, Task
+from prior_bench.task import Context, NotApplicable, Plan, Predictions, Task, plans
 from prior_bench.types import Cell, Metric, Target
 
 if TYPE_CHECKING:
     from prior_bench.engine.dense import TrainedHead
 
-IGNORE = 255
-LR, WEIGHT_DECAY, WARMUP, POWER, THRESHOLD = 5e-4, 0.05, 0.05, 0.9, 0.5
+LR, WEIGHT_DECAY, WARMUP, POWER = 5e-4, 0.05, 0.05, 0.9
 
 
 class Segmentation(Task):
@@ -38,17 +39,15 @@ class Segmentation(Task):
     def plan(self, dataset: type[Dataset], target: Target, mode: str, fractions: Sequence[float],
              seeds: Sequence[int] | None) -> Iterator[Plan]:
         budget = dataset.budget.segmentation
-        for fraction in fractions if target.train else ():
-            subsets = (0,) if fraction == 1 else seeds or budget.subset_seeds
-            yield from (Plan(target.name, mode, fraction, s, h) for s in subsets for h in budget.head_seeds)
+        return plans(target, mode, fractions, seeds or budget.subset_seeds, budget.head_seeds)
 
     def settings(self, dataset: type[Dataset], target: Target, mode: str, profile: str) -> dict[str, Any]:
         return {
             "budget": asdict(dataset.budget.segmentation), "head": "UPerHead, pools 1 2 3 6, dropout 0.1, batch norm",
-            "start": "foreground probability 0.1, deviation 0.1",
+            "start": f"foreground probability {PRIOR}, deviation {LAST_STD}",
             "loss": "cross-entropy + Dice", "optimiser": "AdamW", "lr": LR, "weight_decay": WEIGHT_DECAY,
-            "warmup": WARMUP, "schedule": f"poly {POWER}", "encoder_rate": {"frozen": 0, "finetune": 0.1}[mode],
-            "augmentation": {"scale": [0.9, 1.1], "rotation": 10, "brightness": 0.1, "contrast": 0.1},
+            "warmup": WARMUP, "schedule": f"poly {POWER}",
+            "encoder_rate": {"frozen": 0, "finetune": ENCODER_RATE}[mode], "augmentation": asdict(AUGMENTATION),
             "selection": self.main_metric, "threshold": THRESHOLD,
         }
 
@@ -133,14 +132,12 @@ class Segmentation(Task):
             else Metric(name, values[name], counts=shown) for name in METRICS)
 
     def replicates(self, predictions: Predictions, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        from prior_bench.statistics import Bootstrap
+        from prior_bench.statistics import Bootstrap, quotient
 
         parts = terms(_counts(predictions))
         bootstrap = Bootstrap(predictions.table.column("group").to_pylist(), draws)
         sums = bootstrap.sums(np.stack([term for pair in parts.values() for term in pair], axis=1))
-        top, bottom = sums[:, ::2], sums[:, 1::2]
-        values = np.where(bottom > 0, top / np.where(bottom > 0, bottom, 1), np.nan)
-        return dict(zip(parts, values.T, strict=True))
+        return dict(zip(parts, quotient(sums[:, ::2], sums[:, 1::2]).T, strict=True))
 
 
 def _counts(predictions: Predictions) -> np.ndarray:

@@ -10,16 +10,16 @@ depend on the others. Profiles beside `standard`:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from prior_bench import label_scores
-from prior_bench.label_scores import MIN_POSITIVE_GROUPS
-from prior_bench.task import Context, NotApplicable, Plan, Predictions, Task
-from prior_bench.types import Cell, Metric, Target
+from prior_bench.label_scores import MIN_POSITIVE_GROUPS, LabelTask
+from prior_bench.task import Context, NotApplicable, Plan, Predictions
+from prior_bench.types import Cell, Target
 
 if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
@@ -36,16 +36,13 @@ class Fitted:
     details: dict[str, Any]
 
 
-class ZeroShot(Task):
+class ZeroShot(LabelTask):
     name: ClassVar[str] = "zero-shot"
     title: ClassVar[str] = "Zero-shot classification"
     modes: ClassVar[tuple[str, ...]] = ("zero-shot",)
     profiles: ClassVar[tuple[str, ...]] = ("standard", "standard-local", "paper")
     needs_text: ClassVar[bool] = True
-    kinds: ClassVar[frozenset[str]] = frozenset({"multilabel", "exclusive"})
     wants: ClassVar[str] = "with prompts"
-    main_metric: ClassVar[str] = "auroc_macro"
-    attached: ClassVar[tuple[str, ...]] = label_scores.ATTACHED
     more_metrics: ClassVar[tuple[str, ...]] = ("auprc_macro", "accuracy", "f1_macro")
 
     def accepts(self, target: Target) -> bool:
@@ -97,18 +94,6 @@ class ZeroShot(Task):
                 scores += context.method.local_weight * _local_scores(context, target, ids)
         return label_scores.predictions(ids, target.classes, scores, exclusive=target.kind == "exclusive",
                                         probabilities=False)
-
-    def attach(self, dataset: Dataset, cell: Cell, predictions: Predictions) -> Predictions:
-        return label_scores.attach(dataset, cell.target, predictions)
-
-    def score(self, predictions: Predictions) -> tuple[Metric, ...]:
-        return label_scores.score(predictions)
-
-    def replicates(self, predictions: Predictions, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return label_scores.replicates(predictions, draws)
-
-    def p_values(self, a: Predictions, b: Predictions) -> dict[str, tuple[str, float]]:
-        return label_scores.p_values(a, b)
 
 
 def _local_scores(context: Context, target: Target, ids: Sequence[str]) -> np.ndarray:

@@ -6,6 +6,7 @@ import pytest
 from prior_bench import label_scores
 from prior_bench.paired_tests import delong, sign_flip
 from prior_bench.task import Predictions
+from prior_bench.tasks.classification import Classification
 
 CLASSES = ("a", "b", "c")
 
@@ -28,7 +29,7 @@ def test_p_values(exclusive):
     labels, groups = np.eye(3)[truth], [f"p{i // 2}" for i in range(60)]
     one, two = labels + rng.normal(size=(60, 3)), 0.2 * labels + rng.normal(size=(60, 3))
     two[:, 2] = np.nan  # a class that was not learnt
-    found = label_scores.p_values(*(labelled(s, labels, groups, exclusive) for s in (one, two)))
+    found = Classification().p_values(*(labelled(s, labels, groups, exclusive) for s in (one, two)))
     by_delong = {f"auroc_{name}": delong(one[:, i], two[:, i], labels[:, i], np.array(groups)).p
                  for i, name in enumerate("ab")}
     assert {name: p for name, (test, p) in found.items() if "DeLong" in test} == by_delong
@@ -44,4 +45,4 @@ def test_other_images_are_refused():
     one = labelled(labels, labels, ["p", "q", "r"], False)
     other = Predictions(one.table.take([1, 0, 2]), one.extra)
     with pytest.raises(ValueError, match="same images"):
-        label_scores.p_values(one, other)
+        Classification().p_values(one, other)

@@ -1,7 +1,7 @@
 """One adapter that makes any Method a backbone of MMSegmentation and MMDetection.
 
-It takes normalised images (the data preprocessor of MM applied mean and std, once), resizes them to the encoder's patch
-where it has one, and gives feature maps of exactly H/4, H/8, H/16 and H/32.
+It takes normalised images (the data preprocessor of MM applied mean and std, once) and gives feature maps of exactly
+H/4, H/8, H/16 and H/32.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prior_bench.digests import digest_array
+from prior_bench.encoders.image import STRIDES, resample
 from prior_bench.method import Method
 
-STRIDES = (4, 8, 16, 32)
 Training = Literal["frozen", "finetune", "scratch"]
 
 
@@ -87,13 +86,9 @@ class MethodBackbone(BaseModule):
 
     def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
         height, width = images.shape[-2:]
-        patch = self.method.patch
-        if height % patch or width % patch:
-            rounded = [max(1, round(side / patch)) * patch for side in (height, width)]
-            images = F.interpolate(images, rounded, mode="bilinear", antialias=True)
         maps = self.method.pyramid(images.contiguous(memory_format=torch.channels_last))
         wanted = [(height // STRIDES[i], width // STRIDES[i]) for i in self.levels]
-        return tuple(_resample(maps[i], size) for i, size in zip(self.levels, wanted, strict=True))
+        return tuple(resample(maps[i], size) for i, size in zip(self.levels, wanted, strict=True))
 
     def _recall(self, images: Tensor) -> tuple[Tensor, ...]:
         memory = self._memory
@@ -109,12 +104,3 @@ class MethodBackbone(BaseModule):
                 self._kept += sum(t.numel() * t.element_size() for maps in fresh.values() for t in maps)
         rows = [memory.get(key) or fresh[key] for key in keys]
         return tuple(torch.stack(level).permute(0, 3, 1, 2) for level in zip(*rows, strict=True))
-
-
-def _resample(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear where the map grows, mean over the covered area where it shrinks."""
-    if tuple(x.shape[-2:]) == size:
-        return x
-    if size[0] > x.shape[-2]:
-        return F.interpolate(x, size, mode="bilinear", align_corners=False)
-    return F.adaptive_avg_pool2d(x, size)

@@ -23,17 +23,18 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from prior_bench.data.dataset import Dataset
-from prior_bench.data.geometry import Geometry
+from prior_bench.data.geometry import IGNORE, Geometry
 from prior_bench.data.images import ImageStore
+from prior_bench.data.images import size as size_in_header
 from prior_bench.engine.backbone import MethodBackbone, Training
 from prior_bench.engine.memory import batch_that_fits, in_batches, is_out_of_memory
+from prior_bench.engine.protocol import AUGMENTATION, ENCODER_RATE
 from prior_bench.engine.runner import QuietRunner, Schedule, seed_everything
 from prior_bench.errors import UserError
 from prior_bench.method import Method
 from prior_bench.task import Context
 from prior_bench.types import Cell, DenseBudget, ImageInput
 
-ENCODER_RATE = 0.1  # of the head's rate, when an encoder is fine-tuned
 _PREDICT_BATCH = 32
 
 
@@ -71,13 +72,13 @@ class DenseImages:
 
 
 def source_size(dataset: Dataset, image_id: str) -> tuple[int, int]:
-    """Height and width of an image at its source; read from the file's header where the dataset does not make it."""
+    """Height and width of an image at its source; read from the file's header where the dataset does not make it.
+
+    Raises: BadImage where the file cannot be read.
+    """
     record = dataset.records[image_id]
     if record.path is not None and type(dataset).read_image is Dataset.read_image:
-        from PIL import Image
-
-        with Image.open(record.path) as file:
-            return file.height, file.width
+        return size_in_header(record.path)
     image = dataset.read_image(record)
     return image.height, image.width
 
@@ -88,7 +89,7 @@ def scaled_to_bytes(spec: ImageInput) -> dict[str, list[float]]:
 
 
 class Augment:
-    """Random scale 0.9 to 1.1, rotation up to 10 degrees, brightness and contrast 0.1, of an image and its mask.
+    """Random scale, rotation, brightness and contrast of an image and its mask, within the protocol's `AUGMENTATION`.
 
     What is turned in from outside is black and ignored. Returns None, so that MMEngine draws another image, where no
     pixel of the mask counts.
@@ -100,17 +101,18 @@ class Augment:
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any] | None:
         import cv2
 
-        image, mask = sample["img"], sample["gt_seg_map"]
+        image, mask, by = sample["img"], sample["gt_seg_map"], AUGMENTATION
         height, width, channels = image.shape
-        angle, scale = self.rng.uniform(-10, 10), self.rng.uniform(0.9, 1.1)
+        angle, scale = self.rng.uniform(-by.rotation, by.rotation), self.rng.uniform(*by.scale)
         turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, scale)
         image = cv2.warpAffine(image, turn, (width, height), flags=cv2.INTER_LINEAR, borderValue=(0, 0, 0, 0))
-        mask = cv2.warpAffine(mask, turn, (width, height), flags=cv2.INTER_NEAREST, borderValue=(255, 0, 0, 0))
-        contrast, brightness = self.rng.uniform(0.9, 1.1), self.rng.uniform(-0.1, 0.1)
+        mask = cv2.warpAffine(mask, turn, (width, height), flags=cv2.INTER_NEAREST, borderValue=(IGNORE, 0, 0, 0))
+        contrast = self.rng.uniform(1 - by.contrast, 1 + by.contrast)
+        brightness = self.rng.uniform(-by.brightness, by.brightness)
         mean = float(image.mean())
         values = (image.astype(np.float32) - mean) * contrast + mean + 255 * brightness
         image = np.clip(np.round(values), 0, 255).astype(np.uint8).reshape(height, width, channels)
-        return None if (mask == 255).all() else sample | {"img": image, "gt_seg_map": mask}
+        return None if (mask == IGNORE).all() else sample | {"img": image, "gt_seg_map": mask}
 
 
 # ------------------------------------------------------------------------------------------- training
@@ -122,7 +124,7 @@ class Optimisation:
 
     factor: Callable[[int, int], float]
     weight_decay: float
-    lr: float = 5e-4
+    lr: float
 
 
 @dataclass(slots=True)
@@ -190,16 +192,16 @@ def train(context: Context, cell: Cell, budget: DenseBudget, build: Callable[[],
 
 def predict(trained: TrainedHead, data: BaseDataset) -> Iterator[Any]:
     """MM's data samples with predictions, one for each sample of `data`, in order."""
-    model, notes = trained.model, trained.details.setdefault("notes", [])
+    model, context = trained.model, trained.context
 
     def run(part: slice) -> list[Any]:
         batch = pseudo_collate([data[i] for i in range(part.start, part.stop)])
         with torch.no_grad():
             samples: list[Any] = model.test_step(batch)
-        trained.context.report("predicting", part.stop / len(data))
+        context.report("predicting", part.stop / len(data))
         return samples
 
-    for samples in in_batches(len(data), _PREDICT_BATCH, run, notes.append):
+    for samples in in_batches(len(data), _PREDICT_BATCH, run, context.note):
         yield from samples
 
 

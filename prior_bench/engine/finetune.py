@@ -1,10 +1,9 @@
 """Fine-tuning a method's image encoder with a linear head on labels, through MMEngine's Runner.
 
-Protocol (version 1): AdamW, weight decay 0.05, head at 1e-3, encoder at a tenth of it, 5 % warm-up then cosine, frozen
-batch-norm statistics, random resized crop of 0.8 to 1 of the area, no flip (it moves the heart), the best of ten
-validations.
+Protocol (version 1), with the values of `FINETUNING`: AdamW, the encoder at a share of the head's rate, warm-up then
+cosine, frozen batch-norm statistics, random resized crop, no flip (it moves the heart), the best validation's weights.
 A method that trains on its target (the supervised reference) starts from its random weights: the whole encoder learns
-at 1e-3, and batch norm gathers its own statistics, for there are none worth freezing.
+at the head's rate, and batch norm gathers its own statistics, for there are none worth freezing.
 """
 
 from __future__ import annotations
@@ -26,14 +25,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from prior_bench.data.images import ImageStore
 from prior_bench.engine.memory import batch_that_fits, in_batches, is_out_of_memory
+from prior_bench.engine.protocol import FINETUNING
 from prior_bench.engine.runner import QuietRunner, Schedule, seed_everything, warmup_cosine
 from prior_bench.errors import UserError
 from prior_bench.method import Method
 from prior_bench.task import Context
 from prior_bench.types import ImageInput
-
-HEAD_RATE, ENCODER_SHARE, WEIGHT_DECAY, WARMUP = 1e-3, 0.1, 0.05, 0.05
-CROP_AREA, CROP_RATIO = (0.8, 1.0), (3 / 4, 4 / 3)
 
 Logits = Callable[[Sequence[str]], np.ndarray]  # image ids -> (N, C) float64
 
@@ -64,8 +61,9 @@ def finetune(context: Context, seed: int, ids: Sequence[str], labels: np.ndarray
         model, context.cache, precision=context.precision,
         train_dataloader=DataLoader(data, batch_size=budget.batch, sampler=order),
         train_cfg={"by_epoch": False, "max_iters": steps},
-        optim_wrapper=OptimWrapper(torch.optim.AdamW(model.rates(), weight_decay=WEIGHT_DECAY)),
-        custom_hooks=[Schedule(lambda step: warmup_cosine(step, steps, WARMUP)), best, _Progress(context, steps)])
+        optim_wrapper=OptimWrapper(torch.optim.AdamW(model.rates(), weight_decay=FINETUNING.weight_decay)),
+        custom_hooks=[Schedule(lambda step: warmup_cosine(step, steps, FINETUNING.warmup)), best,
+                      _Progress(context, steps)])
     try:
         runner.train()
     except (RuntimeError, MemoryError) as error:
@@ -124,20 +122,22 @@ class Classifier(BaseModel):
 
     def rates(self) -> list[dict[str, Any]]:
         """Parameter groups with their peak rates."""
-        encoder = HEAD_RATE if self.scratch else HEAD_RATE * ENCODER_SHARE
-        return [{"params": list(self.head.parameters()), "lr": HEAD_RATE},
+        head = FINETUNING.head_rate
+        encoder = head if self.scratch else head * FINETUNING.encoder_share
+        return [{"params": list(self.head.parameters()), "lr": head},
                 {"params": list(self.method.parameters()), "lr": encoder}]
 
 
 def random_resized_crop(images: Tensor, generator: torch.Generator) -> Tensor:
-    """A random crop of each image (B, C, H, W), resized to the whole: area 0.8 to 1, aspect ratio 3/4 to 4/3.
+    """A random crop of each image (B, C, H, W), resized to the whole; area and aspect ratio as the protocol has them.
 
     Sides are clipped to the image, so that a wide crop of a large area loses some of it.
     """
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(len(images), generator=generator)
 
-    area, ratio = uniform(*CROP_AREA), uniform(math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])).exp()
+    narrow, wide = FINETUNING.crop_ratio
+    area, ratio = uniform(*FINETUNING.crop_area), uniform(math.log(narrow), math.log(wide)).exp()
     width, height = (area * ratio).sqrt().clamp_max(1), (area / ratio).sqrt().clamp_max(1)
     x, y = (1 - width) * uniform(-1, 1), (1 - height) * uniform(-1, 1)  # centre, in -1..1 of the image
     zero = torch.zeros_like(x)
@@ -164,7 +164,8 @@ class _Images:
         model.eval()
         with torch.no_grad():
             batches = in_batches(len(ids), self.context.dataset.budget.finetune.batch,
-                                 lambda part: model(pixels[part].to(self.context.precision.device)).double().cpu())
+                                 lambda part: model(pixels[part].to(self.context.precision.device)).double().cpu(),
+                                 self.context.note)
             found = torch.cat(list(batches)).numpy()
         model.train(training)
         return found

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import resource
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +20,7 @@ from prior_bench.engine.pretrain import Report, read_log
 from prior_bench.engine.processes import Group
 from prior_bench.engine.runner import QuietRunner, warmup_cosine
 from prior_bench.errors import UserError
+from prior_bench.provenance import peak_memory
 
 if TYPE_CHECKING:
     from prior_bench.recipes import Training
@@ -34,8 +33,8 @@ LOG_SECONDS = 1.0  # between two writes to the log; reading a loss makes a GPU w
 class Stages(Hook):
     """Runs the recipe's stages: rate by linear warm-up and cosine inside each, optimiser state afresh at its start.
 
-    PRIOR trains so (specification 2.4: optimiser and schedule re-created at each stage); a recipe of one stage is the
-    ordinary schedule. The rate of a group is multiplied by its `lr_scale`.
+    PRIOR's authors train so: each of their stages makes its optimiser and its schedule anew. A recipe of one stage is
+    the ordinary schedule. The rate of a group is multiplied by its `lr_scale`.
     """
 
     priority = "VERY_HIGH"
@@ -168,7 +167,8 @@ class Keep(Hook):
 
     def peak_bytes(self, runner: QuietRunner) -> int:
         """Peak memory so far, over all the pieces."""
-        return max(peak_memory(self.group.precision.device), runner.meta.get("peak_bytes", 0))
+        used = peak_memory()["gpu" if self.group.precision.device.type == "cuda" else "process"]
+        return max(used, runner.meta.get("peak_bytes", 0))
 
     def after_train_iter(self, runner: QuietRunner, batch_idx: int, data_batch: Any = None,
                          outputs: Mapping[str, Tensor] | None = None) -> None:
@@ -192,11 +192,3 @@ class Keep(Hook):
 def _how(group: Group) -> str:
     device, precision = group.precision.key()
     return f"{precision} on {device} in {group.world} process{'es' if group.world > 1 else ''}"
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most memory that was used so far, in bytes: of the device, or of this process on CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere

@@ -1,7 +1,8 @@
-"""Device, precision and memory format: bf16 autocast and channels_last where the processor has them."""
+"""Device, precision and memory format: bf16 autocast and channels_last where the processor has them; fp32, not TF32."""
 
 from __future__ import annotations
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,12 @@ class Precision:
         return torch.autocast(self.device.type, dtype=self.autocast)
 
     def place(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Move a module to the device, its convolutions in channels_last (2.5 x faster in bf16 on CPU)."""
+        """Move a module to the device, its convolutions in channels_last (2.5 x faster in bf16 on CPU).
+
+        Where it will compute in fp32 on a GPU, TF32 is off from here on, for the process.
+        """
+        if self.device.type == "cuda" and self.autocast is None:
+            without_tf32()
         return module.to(self.device).to(memory_format=torch.channels_last)
 
     @property
@@ -35,6 +41,18 @@ class Precision:
     def key(self) -> list[str]:
         """What a cache key must know of it."""
         return [self.device.type, self.name]
+
+
+def without_tf32() -> None:
+    """Convolutions and matrix products of float32 in float32: PyTorch lets cuDNN round their inputs to 10 bits.
+
+    By the older of its two ways of saying so, which every version has: whoever asks in that way (cudnn.flags) after the
+    newer one was used gets an error. Some versions warn that it is the older one.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Please use the new API settings to control TF32")
+        torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
 
 
 def has_fast_bf16(device: torch.device) -> bool:

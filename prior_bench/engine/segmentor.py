@@ -24,14 +24,10 @@ from torch import Tensor
 from prior_bench.data.geometry import IGNORE
 from prior_bench.engine.backbone import MethodBackbone, Training
 from prior_bench.engine.dense import Augment, DenseImages, scaled_to_bytes
+from prior_bench.engine.protocol import LAST_STD, PRIOR, THRESHOLD
 from prior_bench.method import Method
 from prior_bench.metrics.overlap import decode_mask, encode_mask, overlap_metrics, pixel_counts
 from prior_bench.types import ImageInput
-
-THRESHOLD = 0.5
-# The last layer starts from a foreground probability of 0.1 (as the prior of Lin et al. 2017) and weights of deviation
-# 0.1: from mmseg's 0.5 and 0.01, logits did not leave the background behind in 120 steps, and Dice at 0.5 was 0.
-PRIOR, LAST_STD = 0.1, 0.1
 
 
 class MaskedDiceLoss(DiceLoss):

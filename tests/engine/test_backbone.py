@@ -3,12 +3,13 @@
 from typing import ClassVar
 
 import pytest
-import timm
 import torch
 from torch import nn
 
+from prior_bench.encoders.image import ImageEncoder
 from prior_bench.engine.backbone import MethodBackbone
 from prior_bench.method import ImageFeatures, Method
+from prior_bench.recipes import ImageEncoderSpec
 from prior_bench.types import ImageInput
 
 
@@ -40,17 +41,15 @@ class Convolutional(Method):
 
 
 class Patch14(Method):
-    """A tiny vision transformer with patches of 14 pixels, which no dense size is a multiple of."""
+    """A vision transformer with patches of 14 pixels, which no dense size is a multiple of."""
 
     name: ClassVar[str] = "patch14"
-    patch = 14
-    pyramid_channels = (16, 16, 16, 16)
+    pyramid_channels = (384, 384, 384, 384)
 
     def __init__(self):
         super().__init__()
         self.image_input = ImageInput(size=56)
-        self.vit = timm.models.VisionTransformer(img_size=56, patch_size=14, in_chans=1, embed_dim=16, depth=1,
-                                                 num_heads=2, num_classes=0, dynamic_img_size=True)
+        self.image_encoder = ImageEncoder(ImageEncoderSpec(name="vit_small_patch14_dinov2", size=56))
 
     @classmethod
     def from_recipe(cls, recipe, texts=None, tokenizer=None):
@@ -60,8 +59,7 @@ class Patch14(Method):
         return ImageFeatures(None, self.pyramid(images)[-1])
 
     def pyramid(self, images):
-        (last,) = self.vit.forward_intermediates(images, indices=[0], intermediates_only=True)
-        return last, last, last, last
+        return self.image_encoder.pyramid(images)
 
 
 def images(n=2, height=64, width=96):

@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from prior_bench.data.dataset import Boxes
+from prior_bench.data.dataset import Boxes, Dataset
+from prior_bench.data.images import BadImage
 from prior_bench.engine import openmmlab
 from prior_bench.engine.precision import Precision
 from prior_bench.errors import UserError
+from prior_bench.features import FeatureCache
 from prior_bench.method import ImageFeatures, Method
 from prior_bench.task import Context
 from prior_bench.types import Cell, DenseBudget, ImageInput, ImageRecord
@@ -90,7 +92,11 @@ class Rectangles:
 
 @pytest.fixture
 def context(tmp_path: Path):
-    return lambda spec=FITS[0]: Context(Pooled(spec), Rectangles(), "w", FP32, None, tmp_path)
+    def make(spec=FITS[0]):
+        method = Pooled(spec)
+        return Context(method, Rectangles(), "w", FP32, FeatureCache(tmp_path, method, "w", FP32), tmp_path)
+
+    return make
 
 
 def cell(mode="frozen"):
@@ -163,6 +169,16 @@ def test_a_known_box_survives_store_pipeline_head_and_back(context, spec):
         assert scores[0] > 0.99
         assert labels[0] == 1
         assert (np.abs(geometry.boxes_back(boxes[:1])[0] - box) <= coarser_pixel(geometry)).all()
+
+
+def test_a_missing_file_is_named(toy_class, tmp_path):
+    class Files(toy_class):
+        read_image = Dataset.read_image
+
+    dataset = Files()
+    dataset.records["gone"] = ImageRecord("gone", tmp_path / "gone.png")
+    with pytest.raises(BadImage, match="does not exist"):
+        dense.source_size(dataset, "gone")
 
 
 def test_images_are_normalised_once(context):
@@ -274,7 +290,7 @@ def test_the_encoder_trains_by_mode(context):
         assert torch.equal(c.method.scale.weight, before)
         assert torch.equal(head.model.backbone.method.scale.weight, before) != changes
         rates = {len(g["params"]): g["lr"] for g in dense._optimizer(
-            head.model, head.model.backbone, dense.Optimisation(lambda s, n: 1.0, 0.0)).param_groups}
+            head.model, head.model.backbone, dense.Optimisation(lambda s, n: 1.0, 0.0, 5e-4)).param_groups}
         assert set(rates.values()) == ({5e-4, 5e-5} if changes else {5e-4})
 
 
@@ -336,7 +352,10 @@ def test_prediction_halves_its_batch_when_memory_is_short(context, monkeypatch):
     monkeypatch.setattr(Pooled, "pyramid", scarce)
     again = [segmentor.probability(s) for s in dense.predict(head, segmentor.MaskDataset(images, ids))]
     np.testing.assert_allclose(plain, again, atol=1e-5)
-    assert any("halved" in note for note in head.details["notes"])
+    notes = [f"out of memory: encoding batch halved to {size}" for size in (16, 8, 4, 2, 1)]
+    assert context.features.notes == notes
+    assert len(list(dense.predict(head, segmentor.MaskDataset(images, ids)))) == len(ids)
+    assert context.features.notes == notes  # not a second time
 
 
 # --------------------------------------------------------------------------------------- augmentation

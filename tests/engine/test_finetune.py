@@ -10,13 +10,15 @@ from prior_bench.engine import finetune as module
 from prior_bench.engine.finetune import Classifier, finetune, random_resized_crop
 from prior_bench.engine.precision import Precision
 from prior_bench.errors import UserError
+from prior_bench.features import FeatureCache
 from prior_bench.task import Context
 
 
 @pytest.fixture
 def context(toy, pixel_method, tmp_path):
-    precision = Precision(torch.device("cpu"), None)
-    return Context(pixel_method(), toy, "weights", precision, None, tmp_path)
+    method, precision = pixel_method(), Precision(torch.device("cpu"), None)
+    features = FeatureCache(tmp_path / "features", method, "weights", precision)
+    return Context(method, toy, "weights", precision, features, tmp_path)
 
 
 def test_crops_lie_inside_and_cover_four_fifths():
@@ -91,6 +93,20 @@ def test_out_of_memory_names_the_batch_that_fits(context, toy, monkeypatch):
     with pytest.raises(UserError, match="a batch of 2 fits") as error:
         finetune(context, 0, ids, toy.labels("place").rows(ids), True, ids[:4], lambda logits: 0.0)
     assert "batch of 8" in error.value.what
+
+
+def test_validation_halves_its_batch_when_memory_is_short(context, toy, monkeypatch):
+    encode = type(context.method).encode_image
+
+    def limited(self, images):
+        if not self.training and len(images) > 4:
+            raise torch.OutOfMemoryError("out of memory")
+        return encode(self, images)
+
+    monkeypatch.setattr(type(context.method), "encode_image", limited)
+    ids = toy.ids("place", "train")
+    finetune(context, 0, ids, toy.labels("place").rows(ids), True, ids[:8], lambda logits: 0.0)
+    assert context.features.notes == ["out of memory: encoding batch halved to 4"]  # once, of two validations
 
 
 def test_images_come_from_the_shared_store(context, toy, monkeypatch):

@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from prior_bench.data.splits import training_subset
+from prior_bench.engine.finetune import Classifier
 from prior_bench.statistics import group_draws, interval
 from prior_bench.task import NotApplicable, evaluate
 from prior_bench.tasks.classification import PENALTIES, Classification
@@ -44,6 +45,16 @@ def test_plan_and_settings(toy_class):
     assert not TASK.accepts(toy_class.targets["reports"])
     for mode in TASK.modes:
         json.dumps(TASK.settings(toy_class, toy_class.targets["findings"], mode, "standard"), allow_nan=False)
+
+
+def test_what_fine_tuning_trains_by_is_in_its_settings_alone(toy_class, pixel_method):
+    target = toy_class.targets["findings"]
+    linear, finetune = (TASK.settings(toy_class, target, mode, "standard") for mode in TASK.modes)
+    head, encoder = Classifier(pixel_method(), 256, 2, exclusive=False, seed=0).rates()
+    assert finetune["training"]["head_rate"] == head["lr"]
+    assert finetune["training"]["head_rate"] * finetune["training"]["encoder_share"] == encoder["lr"]
+    assert {"weight_decay", "warmup", "crop_area", "crop_ratio"} < set(finetune["training"])
+    assert "training" not in linear
 
 
 def test_linear_is_scikit_learn_with_the_chosen_penalty(make_context, toy, cell_of):
