@@ -88,7 +88,7 @@ def test_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
     (lambda r: r | {"provenance": {"weights": 1}}, "provenance.weights: 1, expected an object"),
     (lambda r: r | {"provenance": {"recipe": []}}, r"provenance.recipe: \[\], expected an object"),
     (lambda r: r | {"provenance": {"finished": None}}, "provenance.finished: None, expected str"),
-    (lambda r: r | {"provenance": {"finished": "26 November"}}, "provenance.finished: '26 November', expected a time as in"),
+    (lambda r: r | {"provenance": {"finished": "26 May"}}, "provenance.finished: '26 May', expected a time as in"),
     (lambda r: [r], "version None"),
 ])
 def test_strict_schema(tmp_path, change, message):
