@@ -346,4 +346,5 @@ def _recorded(row: Row, points: object, note: str, stages: Sequence[float] = ())
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether it is a number that can be drawn: an axis from -1e308 to 1e308 is infinitely long."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
