@@ -3,8 +3,9 @@
 An archive is a zip of `manifest.json` (a digest of every file, and the manifests of the data sets that were at hand)
 and the one or two files of each cell; the same results give the same bytes. On reading, names and sizes are looked at
 before anything is unpacked; files go to a folder of their own, where digests, schema and tables are checked, every
-number is recomputed from the predictions, and these are held against the data sets that are here (truth.py). Only then
-all cells move into the results folder, predictions first, so that a kill on the way leaves whole cells.
+number is recomputed from the predictions, these are held against the data sets that are here (truth.py), and settings
+are held against the program. Only then all cells move into the results folder, predictions first, so that a kill on the
+way leaves whole cells.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,11 +26,13 @@ from typing import Any
 import prior_bench
 from prior_bench.digests import digest_file
 from prior_bench.errors import UserError
+from prior_bench.leaderboard.installed import settings_digest
 from prior_bench.leaderboard.rebuild import problems
 from prior_bench.leaderboard.truth import AtHand, DataManifest, check
 from prior_bench.results import (
     check_predictions,
     check_writable,
+    finished,
     not_writable,
     parse_json,
     predictions_path,
@@ -49,6 +53,7 @@ MAX_TEXT = 64 << 20  # of one JSON file: it is read whole
 MAX_RATIO = 100  # of unpacked to packed size; results reach 2, a bomb 1,000
 MAX_TABLE_BYTES = 4 << 30  # of one Parquet file's columns, decompressed
 MAX_TABLE_VALUES = 500_000_000  # run lengths make many values of few bytes
+CLOCKS = timedelta(hours=1)  # by which those of two machines may differ
 _MODE = stat.S_IFREG | 0o644
 
 
@@ -85,6 +90,7 @@ def pack(folder: Path, archive: Path, at_hand: AtHand) -> Done:
     files = [path for result in found for path in _files(folder, result)]
     check_writable(archive.parent, sum(file.stat().st_size for file in files), "--output")
     _check_numbers(folder, found)
+    _check_claims(found)
     digests = {path.name: digest_file(path) for path in sorted(files)}
     manifest = Manifest(prior_bench.__version__, digests, check(folder, found, at_hand))
     write_file(archive, lambda temporary: _write(temporary, manifest, files))
@@ -199,9 +205,10 @@ def _verified(archive: Path, stage: Path, at_hand: AtHand) -> list[Result]:
         found = list(read_results(stage))
         _check_files(archive, manifest, stage, found)
         _check_numbers(stage, found)
+        _check_claims(found)
         _check_data(manifest, check(stage, found, at_hand))
     except UserError as error:
-        raise _refused(archive, Path(error.where).name, error.what) from error
+        raise _refused(archive, Path(error.where).name, error.what, error.expected) from error
     return found
 
 
@@ -323,6 +330,21 @@ def _check_numbers(folder: Path, found: Iterable[Result]) -> None:
                             fix="see `prior-bench score` for all that differs; run the cell again")
 
 
+def _check_claims(found: Iterable[Result]) -> None:
+    """What decides which results a table keeps: settings and time. One cell with others could take the place of all."""
+    for result in found:
+        cell, where = result.cell, f"{result.cell.name}.json"
+        here = settings_digest(cell)
+        if here not in (None, cell.settings_digest):
+            raise UserError(f"the settings are not those that this program has for {cell.task} on "
+                            f"{cell.dataset}/{cell.target} (digest {cell.settings_digest})", where=where,
+                            expected=f"settings {here}" if here else "a target, mode and profile of the task",
+                            fix="run the cell again with this program, or use the one that made it")
+        if finished(result) > datetime.now(UTC) + CLOCKS:
+            raise UserError(f"it says that it was made in the future ({finished(result)})", where=where,
+                            expected="a time before now", fix="set the clock and run the cell again")
+
+
 def _check_data(manifest: Manifest, here: Sequence[DataManifest]) -> None:
     """The archive's manifests of the data sets that are here are what these give."""
     ours = {one.digest: one for one in here}
@@ -331,8 +353,10 @@ def _check_data(manifest: Manifest, here: Sequence[DataManifest]) -> None:
             raise UserError(f"its manifest of {one.dataset} is not that of the data set", where=MANIFEST)
 
 
-def _refused(archive: Path, name: str, reason: str) -> UserError:
+def _refused(archive: Path, name: str, reason: str, expected: str = "") -> UserError:
     """`name` is shown as Python writes it: it may hold anything."""
     return UserError(f"the archive is refused: {reason.removeprefix('the archive is refused: ')}",
-                     where=f"{archive}: {name!a}" if name else str(archive), expected="what `prior-bench submit` wrote",
-                     fix="nothing was added; ask for an archive that is whole, or give the others alone")
+                     where=f"{archive}: {name!a}" if name else str(archive),
+                     expected=expected or "what `prior-bench submit` wrote",
+                     fix="nothing was added; ask for an archive that is whole, and of this version of the program, or "
+                         "give the others alone")

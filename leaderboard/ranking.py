@@ -95,10 +95,12 @@ class Overview:
     standings: list[Standing]
     places: list[tuple[Heading, float | None]]  # the cells, in the order of each standing's `orders`
     ties: list[tuple[Row, ...]]
+    sanity: list[str]  # targets of sanity checks, which do not count
 
 
 def overviews(tables: Sequence[Table]) -> list[Overview]:
-    """One overview a profile and track with two methods or more; of each task its latest protocol version."""
+    """One overview a profile and track with two methods or more; of each task its latest protocol version, without
+    sanity checks."""
     latest: dict[tuple[str, str], int] = {}
     for table in tables:
         h = table.heading
@@ -112,7 +114,9 @@ def overviews(tables: Sequence[Table]) -> list[Overview]:
     return [one for one in found if one is not None]
 
 
-def _overview(profile: str, track: str, tables: Sequence[Table]) -> Overview | None:
+def _overview(profile: str, track: str, all_tables: Sequence[Table]) -> Overview | None:
+    tables = [table for table in all_tables if not table.sanity]
+    sanity = sorted({f"{t.heading.dataset}/{t.heading.target}" for t in all_tables if t.sanity})
     rows = sorted({row for table in tables for row in table.tracks[track] if not row.reference})
     if len(rows) < 2:
         return None
@@ -137,7 +141,7 @@ def _overview(profile: str, track: str, tables: Sequence[Table]) -> Overview | N
     standings.sort(key=lambda s: (s.mean_rank, s.row))
     versions = {table.heading.task: table.heading.version for table in tables}
     ties = _ties([s.row for s in standings], dict(zip(rows, replicates, strict=True)))
-    return Overview(profile, versions, track, len(orders), all_cells, standings, places, ties)
+    return Overview(profile, versions, track, len(orders), all_cells, standings, places, ties, sanity)
 
 
 def _ties(rows: Sequence[Row], replicates: Mapping[Row, np.ndarray]) -> list[tuple[Row, ...]]:

@@ -1,8 +1,8 @@
 """The series behind the plots, for the page (page/plots.py) and for papers (figures.py) alike.
 
 A chart belongs to one table and one track. It has panels (a label, a fraction, a loss term), and a panel has a line for
-each method. All of it is recomputed from saved predictions, with the exception of the charts in `RECORDS`: training
-curves are what the training wrote down. Ranks are in ranking.py (`Overview`), they need no series of their own.
+each method. All of it is recomputed from saved predictions, with the exception of training and pre-training:
+their curves are what the training wrote down. Ranks are in ranking.py (`Overview`), they need no series of their own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from prior_bench.metrics.calibration import reliability
 from prior_bench.results import read_predictions
 
 Group = Literal["data efficiency", "labels", "roc", "precision-recall", "reliability", "training", "pre-training"]
-RECORDS: tuple[Group, ...] = ("training", "pre-training")
 MACRO, ALL_LABELS = "mean of the labels", "all labels together"
 
 
@@ -347,4 +346,5 @@ def _recorded(row: Row, points: object, note: str, stages: Sequence[float] = ())
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether it is a number that can be drawn: an axis from -1e308 to 1e308 is infinitely long."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30

@@ -31,6 +31,7 @@ INTRODUCTION = (
 )
 DIFFERENCE = (f"Difference to `{BASELINE}` (untrained encoder) with its 95 % interval in the same draws; in round "
               "brackets the smallest difference that these data show with a power of 80 %.")
+SANITY = "A sanity check: ranked here, and not counted in the mean ranks over all tables."
 VARIATION = ("Variation, not sampling error: standard deviation over the seeds of the training subset, of the head, "
              "and of pre-training, the other seeds averaged.")
 
@@ -97,7 +98,7 @@ def _values(table: Table, comparisons: Sequence[Comparison]) -> Sheet:
         values = [_value(table, row, f, name, given.get((row, f)), notes) for f in table.fractions]
         return Line(_label(table, row), (*values, *(_plain(table.summary(row, None, other)) for other in others)))
 
-    sheet = Sheet(section(table), about(main), ["method", *columns(table, name), *others])
+    sheet = Sheet(section(table), caption(table), ["method", *columns(table, name), *others])
     for track, rows in table.tracks.items():
         ranked, references = [r for r in rows if not r.reference], [r for r in rows if r.reference]
         sheet.lines += [Line(f"track {track}")] * (len(table.tracks) > 1)
@@ -150,6 +151,10 @@ def section(table: Table) -> str:
     return f"{h.task} ({h.mode}) on {h.dataset} / {h.target}: profile {h.profile}, protocol version {h.version}"
 
 
+def caption(table: Table) -> str:
+    return f"{about(table.main)} {SANITY}" if table.sanity else about(table.main)
+
+
 def about(main: Metric | None) -> str:
     if main is None:
         return "No cell has a value."
@@ -166,7 +171,8 @@ def columns(table: Table, name: str) -> list[str]:
 def overview_caption(overview: Overview) -> str:
     return (f"Over the {overview.cells} of {overview.all_cells} cells (table and fraction) in which all methods have a "
             "value: mean rank in the order of the values, 1 is best; its 95 % interval orders them anew in each draw. "
-            "Best or tied: cells in which no method is significantly better.")
+            "Best or tied: cells in which no method is significantly better."
+            + (f" Sanity checks do not count: {', '.join(overview.sanity)}." if overview.sanity else ""))
 
 
 def _label(table: Table, row: Row) -> str:

@@ -12,14 +12,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from prior_bench import plugins
 from prior_bench.grid import NO_SOURCE
+from prior_bench.leaderboard import installed
 from prior_bench.leaderboard.rebuild import Rebuilt, Tell, rebuild
-from prior_bench.results import read_results
+from prior_bench.results import finished, read_results
 from prior_bench.statistics import interval, over_seeds
 from prior_bench.types import Metric, Result
 
@@ -143,6 +143,11 @@ class Table:
         return sorted({f for row in self.entries.values() for f in row}, key=by_size)
 
     @property
+    def sanity(self) -> bool:
+        """Whether it is of a target that checks the harness: shown, and kept out of overviews."""
+        return installed.is_sanity(self.heading.dataset, self.heading.target)
+
+    @property
     def main(self) -> Metric | None:
         """The task's main metric as some result has it, for its direction, range and counts."""
         name = plugins.load("tasks", self.heading.task).main_metric
@@ -200,33 +205,44 @@ def known(folder: Path, memo: Path, tell: Tell = lambda done, whole: None) -> Kn
 
 
 def newest(found: Sequence[Result]) -> tuple[list[Result], list[str]]:
-    """Leave out results of another version of their protocol than this program computes, of earlier data or settings
-    of a table, and of earlier weights of a row, and say so."""
+    """Leave out results of another version of their protocol than this program computes, of other data or settings
+    of a table, and of earlier weights of a row, and say so.
+
+    A table has the settings, and then the data, that this program would compute it with. Where no result has them, or
+    the program cannot tell, it has those of the result that was finished last.
+    """
     versions = {task: plugins.load("tasks", task).version for task in {result.cell.task for result in found}}
-    settings: dict[Heading, tuple[str, tuple[str, str]]] = {}
-    weights: dict[tuple[Row, int], tuple[str, str]] = {}
-    for result in (current := [r for r in found if r.cell.protocol_version == versions[r.cell.task]]):
-        _keep_newest(settings, Heading.of(result), result, (result.cell.data_digest, result.cell.settings_digest))
-        _keep_newest(weights, (_row(result), result.cell.pretrain_seed), result, result.cell.weights_digest)
+    current = [result for result in found if result.cell.protocol_version == versions[result.cell.task]]
+    by_time = sorted(current, key=lambda result: (finished(result), result.cell.digest))
+    cells = {Heading.of(result): result.cell for result in current}
+    here = {heading: (installed.settings_digest(cell), installed.data_digest(cell.dataset))
+            for heading, cell in cells.items()}
+
+    def as_here(result: Result) -> tuple[bool, bool]:
+        settings, data = here[Heading.of(result)]
+        return result.cell.settings_digest == settings, result.cell.data_digest == data
+
+    protocols = {Heading.of(result): _protocol(result) for result in sorted(by_time, key=as_here)}  # the last counts
+    weights = {(_row(result), result.cell.pretrain_seed): result.cell.weights_digest for result in by_time
+               if protocols[Heading.of(result)] == _protocol(result)}
     kept: list[Result] = []
     left_out: dict[str, int] = defaultdict(int)
     for cell in (result.cell for result in found if result.cell.protocol_version != versions[result.cell.task]):
         left_out[f"of protocol version {cell.protocol_version} of {cell.task}, which this program cannot compute,"] += 1
     for result in current:
         heading, row, cell = Heading.of(result), _row(result), result.cell
-        if settings[heading][1] != (cell.data_digest, cell.settings_digest):
-            left_out[f"of earlier data or settings of {cell.task} on {cell.dataset}/{cell.target}"] += 1
-        elif weights[row, cell.pretrain_seed][1] != cell.weights_digest:
+        if protocols[heading] != _protocol(result):
+            left_out[f"of other data or settings of {cell.task} on {cell.dataset}/{cell.target}"] += 1
+        elif weights[row, cell.pretrain_seed] != cell.weights_digest:
             left_out[f"of earlier weights of {row.label}, seed {cell.pretrain_seed}"] += 1
         else:
             kept.append(result)
     return kept, [f"{count} results {what} are left out" for what, count in sorted(left_out.items())]
 
 
-def _keep_newest(best: dict[Any, Any], key: object, result: Result, value: object) -> None:
-    stamp = (str(result.provenance.get("finished", "")), result.cell.digest)
-    if key not in best or best[key][0] < stamp:
-        best[key] = (stamp, value)
+def _protocol(result: Result) -> tuple[str, str]:
+    """What is the same in all results of a table."""
+    return result.cell.data_digest, result.cell.settings_digest
 
 
 def tabled(kept: Sequence[Result], rebuilt: Sequence[Rebuilt]) -> list[Table]:

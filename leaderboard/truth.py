@@ -83,7 +83,8 @@ def check(folder: Path, found: Iterable[Result], at_hand: AtHand) -> tuple[DataM
     """
     used: dict[str, tuple[Dataset, set[str]]] = {}
     for result in found:
-        if result.status == "done" and (dataset := at_hand.of(result)) is not None:
+        dataset = at_hand.of(result)  # of those without predictions too: a table is left to one version of the data
+        if result.status == "done" and dataset is not None:
             if reason := _difference(folder, result, dataset):
                 raise UserError(reason, where=f"{result.cell.name}.parquet",
                                 fix="run the cell again; predictions are not to be edited")

@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -32,6 +33,9 @@ SCHEMA = 1
 LOCKS = ".locks"
 LEADERBOARD_JSON = "leaderboard.json"  # may lie among the results, and is none
 _EXTRA = b"prior_bench_extra"
+# What tables, remarks and plots read of a provenance; the rest of it is only shown.
+_READ_BACK: dict[str, Any] = {"finished": str, "method": dict[str, str], "notes": tuple[str, ...],
+                              "excluded_images": tuple[str, ...], "weights": dict[str, Any], "recipe": dict[str, Any]}
 
 
 # ------------------------------------------------------------------------------------------ locations
@@ -88,7 +92,7 @@ def write_result(folder: Path, result: Result, predictions: Predictions | None) 
         provenance["predictions"] = digest_file(path)
     stored = replace(result, details=jsonable(result.details), provenance=jsonable(provenance))
     text = json.dumps(asdict(stored), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    _parse(Result, json.loads(text), "result")  # what could not be read back is never written
+    _check_provenance(_parse(Result, json.loads(text), "result"))  # what could not be read back is never written
     path = result_path(folder, result.cell)
     _commit(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return path
@@ -180,6 +184,7 @@ def read_result(path: Path) -> Result:
     """One result, strictly: a field that the schema does not know, lacks, or has in another type is a UserError."""
     try:
         result = parse_json(Result, path.read_text(encoding="utf-8"), SCHEMA)
+        _check_provenance(result)
         name = result.cell.name
     except ValueError as error:
         raise UserError(f"not a result: {error}", where=str(path), expected=f"a result of schema version {SCHEMA}",
@@ -193,7 +198,9 @@ def read_result(path: Path) -> Result:
 def parse_json(kind: type[T], text: str, *versions: int) -> T:
     """A dataclass with a `schema` from JSON, as strictly as `read_result`; raises ValueError that names the field."""
     try:
-        content = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        content = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_integer)
+        if "\\u" in text:  # may write half a character, with which no table could be written
+            json.dumps(content, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     found = content.get("schema") if isinstance(content, dict) else None
@@ -201,6 +208,23 @@ def parse_json(kind: type[T], text: str, *versions: int) -> T:
         raise ValueError(f"schema: version {found!r}, this program reads version {' and '.join(map(str, versions))}")
     parsed: T = _parse(kind, content, "")
     return parsed
+
+
+def finished(result: Result) -> datetime:
+    """When a result was made, as its provenance says; long ago where it does not."""
+    time = datetime.fromisoformat(result.provenance.get("finished", "0001-01-01"))
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _check_provenance(result: Result) -> None:
+    for name, kind in _READ_BACK.items():
+        if name in result.provenance:
+            _parse(kind, result.provenance[name], f"provenance.{name}")
+    try:
+        finished(result)
+    except ValueError as error:
+        raise ValueError(f"provenance.finished: {result.provenance['finished']!r}, expected a time as in "
+                         "2026-01-31T12:00:00+00:00") from error
 
 
 def check_predictions(folder: Path, result: Result) -> Path:
@@ -228,8 +252,14 @@ def read_predictions(folder: Path, result: Result) -> Predictions:
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text} is not allowed")
+        raise ValueError(f"{text if len(text) < 20 else text[:20] + '...'} is not allowed")
     return value
+
+
+def _integer(text: str) -> int:
+    """Metrics and plots make floats of integers."""
+    _finite(text)
+    return int(text)
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:

@@ -89,7 +89,7 @@ class Paired:
     difference: float
     error: float  # standard error
     interval: tuple[float, float]  # 95 %
-    p: float  # two-sided, normal approximation
+    p: float  # two-sided: normal approximation over draws (`paired`), Student's t from `paired_tests.delong`
 
     @property
     def detectable(self) -> float:

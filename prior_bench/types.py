@@ -61,7 +61,7 @@ class Study:
 class Target:
     """Something that a task can be evaluated on: labels, masks, boxes or reports of a dataset.
 
-    `train=False` marks a test-only set (5x40). `sanity=True` keeps it out of averages and default runs.
+    `train=False` marks a test-only set (5x40). `sanity=True` keeps it out of mean ranks and default runs.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class DenseBudget:
-    """What a dense head may spend on a dataset, the same for every method (protocols.md, Budget)."""
+    """What a dense head may spend on a dataset, the same for every method."""
 
     size: int  # pixels, a multiple of 32
     channels: int  # head width
@@ -149,7 +149,7 @@ class Cell:
     # which protocol
     task: str
     protocol_version: int
-    profile: str  # "standard" | "paper" | "custom"
+    profile: str  # "standard" | "standard-local" | "paper"
     mode: str  # "linear", "finetune", "frozen", "zero-shot", "retrieval"
     settings_digest: str  # budget, prompts and every other setting of the protocol on this dataset
     # on which data

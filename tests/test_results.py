@@ -79,6 +79,16 @@ def test_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
     (lambda r: r | {"metrics": [r["metrics"][0] | {"value": "x"}]}, r"metrics\[0\].value: 'x', expected a number"),
     (lambda r: r | {"metrics": [r["metrics"][0] | {"range": [0.0]}]}, r"metrics\[0\].range"),
     (lambda r: r | {"metrics": {}}, "expected a list"),
+    (lambda r: r | {"reason": "\ud800"}, "surrogates not allowed"),
+    (lambda r: r | {"provenance": {"method": "x"}}, "provenance.method: 'x', expected an object"),
+    (lambda r: r | {"provenance": {"method": {"note": 1}}}, "provenance.method.note: 1, expected str"),
+    (lambda r: r | {"provenance": {"notes": 1}}, "provenance.notes: 1, expected a list"),
+    (lambda r: r | {"provenance": {"notes": [None]}}, r"provenance.notes\[0\]: None, expected str"),
+    (lambda r: r | {"provenance": {"excluded_images": 3}}, "provenance.excluded_images: 3, expected a list"),
+    (lambda r: r | {"provenance": {"weights": 1}}, "provenance.weights: 1, expected an object"),
+    (lambda r: r | {"provenance": {"recipe": []}}, r"provenance.recipe: \[\], expected an object"),
+    (lambda r: r | {"provenance": {"finished": None}}, "provenance.finished: None, expected str"),
+    (lambda r: r | {"provenance": {"finished": "26 May"}}, "provenance.finished: '26 May', expected a time as in"),
     (lambda r: [r], "version None"),
 ])
 def test_strict_schema(tmp_path, change, message):
@@ -89,7 +99,8 @@ def test_strict_schema(tmp_path, change, message):
     assert path.name in str(error.value)
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "1" * 400, "-" + "1" * 400,
+                                    "1" * 5000])
 def test_no_nan_or_infinity_is_read(tmp_path, number):
     path = results.write_result(tmp_path, RESULT, predictions())
     path.write_text(path.read_text().replace("0.75", number))
@@ -103,6 +114,15 @@ def test_damaged_file_is_named(tmp_path, text):
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match="not a result"):
         results.read_result(path)
+
+
+def test_times_are_compared_whatever_their_zone_and_form():
+    """As texts they would stand in another order."""
+    texts = ["2026-01-01T01:00+02:00", "2026-01-01", "2026-01-01T00:30:00Z", "20260101T013000+00:00",
+             "2026-W01-4T02:00:00+00:00", "2026-01-01T01:30-01:00"]
+    times = [results.finished(replace(RESULT, provenance={"finished": text})) for text in texts]
+    assert times == sorted(set(times))
+    assert results.finished(RESULT) < times[0]
 
 
 def test_nan_metric_is_a_bug(tmp_path):

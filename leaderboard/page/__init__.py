@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import unescape
 from importlib.resources import files as resources
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from prior_bench.leaderboard import sheets
 from prior_bench.leaderboard.page import examples, plots, provenance, view
 from prior_bench.leaderboard.published import Published
 from prior_bench.leaderboard.styles import Style, styles
-from prior_bench.leaderboard.tables import Known, by_size
+from prior_bench.leaderboard.tables import Known
 from prior_bench.results import write_text
 
 INDEX = "index.html"
@@ -111,37 +110,14 @@ def _html(page: view.Page, notes: Sequence[str], looks: Mapping[str, Style], siz
     environment.filters["unescape"] = unescape  # Plotly's texts are HTML
     return environment.get_template(INDEX).render(
         page=page, notes=notes, introduction=sheets.INTRODUCTION, version=prior_bench.__version__,
-        published=_published(printed), styles=looks, sizes=sizes, wide=WIDE, titles=plots.TITLES,
-        warning=published_numbers.WARNING, not_run=sheets.NOT_RUN)
+        published=list(published_numbers.grouped(printed)), printed=printed, styles=looks, sizes=sizes, wide=WIDE,
+        titles=plots.TITLES, warning=published_numbers.WARNING, not_run=sheets.NOT_RUN)
 
 
 def _views(section: view.Section) -> list[dict[str, Any]]:
     return [{"label": one.label, "caption": one.caption, "header": one.header, "higher": one.higher,
              "rows": [[number and number.as_list() for number in one.numbers[row]] for row in section.rows]}
             for one in section.views]
-
-
-def _published(printed: Sequence[Published]) -> list[dict[str, Any]]:
-    """A table for each task, dataset and metric, in which a protocol with its source has its own lines."""
-    def where(at: int) -> tuple[str, str, str]:
-        return printed[at].task, printed[at].dataset, printed[at].metric
-
-    found = []
-    for (task, dataset, metric), group in groupby(sorted(range(len(printed)), key=where), where):
-        numbers = list(group)
-        fractions = sorted({printed[i].fraction for i in numbers}, key=by_size)
-        blocks: dict[tuple[str, str], dict[tuple[str, str], dict[float | None, int]]] = {}
-        for i in numbers:
-            n = printed[i]
-            blocks.setdefault((n.protocol, n.source), {}).setdefault((n.method, n.status), {})[n.fraction] = i
-        found.append({
-            "title": f"{task} on {dataset}, {metric}",
-            "header": ["printed" if f is None else view.fraction_label(f) for f in fractions],
-            "blocks": [{"protocol": protocol, "source": source,
-                        "lines": [(method, status, [(at[f], printed[at[f]]) if f in at else None for f in fractions])
-                                  for (method, status), at in lines.items()]}
-                       for (protocol, source), lines in blocks.items()]})
-    return found
 
 
 def _write_data(output: Path, name: str, value: Any) -> None:

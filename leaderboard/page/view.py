@@ -17,7 +17,7 @@ from prior_bench.leaderboard.page.examples import Example
 from prior_bench.leaderboard.page.plots import Plot
 from prior_bench.leaderboard.ranking import Comparison, Overview, compared, overviews, ranks
 from prior_bench.leaderboard.records import rounded
-from prior_bench.leaderboard.tables import Heading, Known, Row, Summary, Table, by_size
+from prior_bench.leaderboard.tables import BASELINE, Heading, Known, Row, Summary, Table, by_size
 
 NO_FRACTION = "none"  # the filter's word for tasks that train nothing
 
@@ -228,10 +228,10 @@ def _groups(section: Section) -> list[Group]:
 def _views(table: Table) -> list[View]:
     main = table.main
     if main is None:
-        return [View("status", _plain(sheets.about(None)), _header(table, "status"), True,
+        return [View("status", _plain(sheets.caption(table)), _header(table, "status"), True,
                      {row: [_number(table, row, f, "") for f in table.fractions] for row in table.entries})]
     others = sheets.other_metrics(table, main.name)
-    first = _metric_view(table, main.name, main.higher_is_better, _plain(sheets.about(main)), others)
+    first = _metric_view(table, main.name, main.higher_is_better, _plain(sheets.caption(table)), others)
     found = [first, _differences(table, main.higher_is_better), _variations(table)]
     for metric in {m.name: m for one in table.all_rebuilt() for m in one.metrics.values()}.values():
         if metric.name != main.name:
@@ -278,7 +278,7 @@ def _differences(table: Table, higher: bool) -> View:
         shown = sheets.signed(found)
         return Number(shown.text, shown.interval, shown.after, sort=rounded(found.difference))
 
-    return View("difference to random", _plain(sheets.DIFFERENCE), _header(table, "difference"), higher,
+    return View(f"difference to {BASELINE}", _plain(sheets.DIFFERENCE), _header(table, "difference"), higher,
                 _by_row(table, number))
 
 

@@ -48,22 +48,41 @@ def read() -> list[Published]:
         return [Published(**row | {"fraction": float(row["fraction"]) if row["fraction"] else None}) for row in rows]
 
 
-def sheets(numbers: list[Published]) -> Iterator[Sheet]:
-    """One sheet for each task, dataset and metric, in which a protocol with its source has its own lines."""
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The numbers of one task, dataset and metric: by protocol and source, then by method and status, by fraction."""
+
+    title: str
+    fractions: list[float | None]
+    blocks: dict[tuple[str, str], dict[tuple[str, str], dict[float | None, Published]]]
+
+    @property
+    def header(self) -> list[str]:
+        return ["printed" if fraction is None else f"{fraction:.0%}" for fraction in self.fractions]
+
+
+def grouped(numbers: Iterable[Published]) -> Iterator[Group]:
+    """What stands in one table: a protocol with its source has its own lines."""
     def where(n: Published) -> tuple[str, str, str]:
         return n.task, n.dataset, n.metric
 
     for (task, dataset, metric), found in groupby(sorted(numbers, key=where), where):
         some = list(found)
-        fractions = sorted({n.fraction for n in some}, key=by_size)
-        header = ["method", *("printed" if f is None else f"{f:.0%}" for f in fractions)]
-        sheet = Sheet(f"Published numbers: {task} on {dataset}, {metric} (other protocols)", WARNING, header)
-        for title in dict.fromkeys((n.protocol, n.source) for n in some):
-            sheet.lines.append(Line("{}; {}".format(*title)))
-            here = [n for n in some if (n.protocol, n.source) == title]
-            for method, status in dict.fromkeys((n.method, n.status) for n in here):
-                printed = {n.fraction: n for n in here if (n.method, n.status) == (method, status)}
-                sheet.lines.append(Line(f"{method} ({status})", tuple(_shown(printed.get(f)) for f in fractions)))
+        group = Group(f"{task} on {dataset}, {metric}", sorted({n.fraction for n in some}, key=by_size), {})
+        for n in some:
+            methods = group.blocks.setdefault((n.protocol, n.source), {})
+            methods.setdefault((n.method, n.status), {})[n.fraction] = n
+        yield group
+
+
+def sheets(numbers: Iterable[Published]) -> Iterator[Sheet]:
+    """One sheet for each group."""
+    for group in grouped(numbers):
+        sheet = Sheet(f"Published numbers: {group.title} (other protocols)", WARNING, ["method", *group.header])
+        for (protocol, source), methods in group.blocks.items():
+            sheet.lines.append(Line(f"{protocol}; {source}"))
+            sheet.lines += [Line(f"{method} ({status})", tuple(_shown(printed.get(f)) for f in group.fractions))
+                            for (method, status), printed in methods.items()]
         yield sheet
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
 
 SPLITS: tuple[Split, Split, Split] = ("train", "validation", "test")
-MIN_GROUPS = 8  # protocols.md, Fractions: fewer training groups are "too small"
+MIN_GROUPS = 8  # fewer training groups are "too small"
 
 
 def split_groups(groups: Sequence[str], labels: np.ndarray | None = None, ratios: Sequence[float] = (0.7, 0.1, 0.2),

@@ -20,6 +20,7 @@ from prior_bench.errors import UserError
 from prior_bench.leaderboard import archive
 from prior_bench.leaderboard.truth import AtHand
 from prior_bench.results import read_results
+from prior_bench.types import Cell
 
 CELL = "prior_zero-shot_zero-shot_phantom_phantom-5x40_p0_e14635655bc2"
 ABSENT = "random_retrieval_retrieval_phantom_reports_p0_27bb8dd8a431"  # not applicable: it has no predictions
@@ -102,6 +103,20 @@ def with_result(change, name=CELL):
     return edit
 
 
+def renamed(name, **changes):
+    """A change of one cell, in its files' names too."""
+
+    def edit(files):
+        content = json.loads(files.pop(f"{name}.json"))
+        content["cell"].update(changes)
+        new = Cell(**content["cell"]).name
+        files[f"{new}.json"] = json.dumps(content).encode()
+        if f"{name}.parquet" in files:
+            files[f"{new}.parquet"] = files.pop(f"{name}.parquet")
+
+    return edit
+
+
 def with_table(write):
     """An edit of the predictions, with the result's digest of them repaired too."""
 
@@ -169,6 +184,22 @@ def test_only_what_would_be_accepted_is_packed(folder, tmp_path):
     (with_result(lambda r: r.update(colour="red")), "unknown field 'colour'"),
     (with_result(lambda r: r["metrics"][0].update(value=float("nan"))), "NaN is not allowed"),
     (with_result(lambda r: r["provenance"].update(predictions="0")), "not those of the result"),
+    (with_result(lambda r: r["metrics"][0].update(value=10**400)), "10000.* is not allowed"),
+    (with_result(lambda r: r["details"].update(best=10**400)), "10000.* is not allowed"),
+    (with_result(lambda r: r["provenance"].update(method="x")), "provenance.method: 'x', expected an object"),
+    (with_result(lambda r: r["provenance"]["method"].update(note=3)), "provenance.method.note: 3, expected str"),
+    (with_result(lambda r: r["provenance"].update(notes=1)), "provenance.notes: 1, expected a list"),
+    (with_result(lambda r: r["provenance"].update(notes=[1])), r"provenance.notes\[0\]: 1, expected str"),
+    (with_result(lambda r: r["provenance"].update(excluded_images=3)), "provenance.excluded_images: 3"),
+    (with_result(lambda r: r["provenance"].update(weights=[])), r"provenance.weights: \[\], expected an object"),
+    (with_result(lambda r: r["provenance"].update(recipe="x")), "provenance.recipe: 'x', expected an object"),
+    (with_result(lambda r: r["provenance"].update(finished=2026)), "provenance.finished: 2026, expected str"),
+    (with_result(lambda r: r["provenance"].update(finished="today")), "provenance.finished: 'today', expected"),
+    (with_result(lambda r: r.update(reason="\ud800"), ABSENT), "surrogates not allowed"),
+    (with_result(lambda r: r["provenance"].update(finished="9999-12-31")), "says that it was made in the future"),
+    (with_result(lambda r: r["provenance"].update(finished="9999-12-31"), ABSENT), "was made in the future"),
+    (renamed(CELL, settings_digest="0" * 32), r"the settings are not those .* zero-shot on phantom/.* \(digest 0"),
+    (renamed(ABSENT, task="none"), "unknown task 'none'"),
     (lambda files: files.update({f"{CELL}.json": b"[" * 100_000}), "nested too deeply"),
     (lambda files: files.update({f"{CELL}.json": b"\xff"}), "not a result"),
     (lambda files: files.pop(f"{CELL}.parquet"), "predictions of a result are missing"),

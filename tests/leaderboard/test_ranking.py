@@ -21,9 +21,10 @@ from prior_bench.types import Cell, Metric, Result
 DRAWS = 400
 
 
-def rebuilt(method, values, fraction=0.1, seed=0, subset=0, source="phantom", task="classification"):
-    cell = Cell(method, "small", source, seed, f"w{seed}", task, 1, "standard", "linear", "s", "phantom", "d",
-                "findings", fraction, subset)
+def rebuilt(method, values, fraction=0.1, seed=0, subset=0, source="phantom", task="classification",
+            dataset="phantom", target="findings"):
+    cell = Cell(method, "small", source, seed, f"w{seed}", task, 1, "standard", "linear", "s", dataset, "d",
+                target, fraction, subset)
     metric = Metric("auroc_macro", float(values.mean()))
     return Rebuilt(Result(cell, "done"), {"auroc_macro": metric}, {"auroc_macro": values})
 
@@ -83,6 +84,25 @@ def test_mean_rank_orders_anew_in_each_draw():
         assert standing.mean_rank == means[i]
         assert standing.interval == pytest.approx(tuple(np.quantile(draws[i], [0.025, 0.975])))
     assert [s.mean_rank for s in overview.standings] == sorted(means)
+
+
+@pytest.mark.parametrize(("dataset", "counts"), [("phantom", False), ("not-installed", True)])
+def test_sanity_checks_are_shown_and_do_not_count_in_mean_ranks(dataset, counts):
+    """The phantom's target `lungs` is one; of a data set that is not here nobody knows."""
+    values = replicates([0.8, 0.7])
+    found = [rebuilt(m, v, dataset=dataset) for m, v in zip("ab", values, strict=True)]
+    sanity = [rebuilt(m, v, dataset=dataset, task="segmentation", target="lungs")
+              for m, v in zip("ba", values, strict=True)]
+    tables = tabled([], found + sanity)
+    (overview,) = ranking.overviews(tables)
+    assert [s.mean_rank for s in overview.standings] == ([1.5, 1.5] if counts else [1, 2])
+    assert (overview.cells, overview.all_cells) == ((2, 2) if counts else (1, 1))
+    told = {sheet.section.split(":")[0]: sheet.caption for sheet in sheets(Known(tables, [], []))}
+    assert ("Sanity checks do not count: phantom/lungs." in told["Overview of track small"]) is not counts
+    assert {section for section, caption in told.items() if "A sanity check" in caption} == (
+        set() if counts else {"segmentation (linear) on phantom / lungs"})
+    only = ranking.overviews(tabled([], sanity))
+    assert bool(only) is counts
 
 
 def test_pretraining_seeds_are_drawn_with_the_groups():

@@ -173,7 +173,8 @@ def test_losses_of_the_weights_are_drawn_once_for_each_seed(labelled):
     curves = {"L_a": [[5, 2.0], [15, 1.5]], "total": [[5, 4.0], [15, 3.0]], "lr": [[5, 1e-3], [15, 5e-4]]}
     for subset in (0, 1):
         labelled("ours", fraction=0.1, subset=subset, weights={"losses": curves})
-    labelled("ours", fraction=0.1, pretrain=1, weights={"losses": {"total": [[5, 5.0], "x", [15, None], [25, 2.0]]}})
+    odd = [[5, 5.0], "x", [15, None], [20, -1e308], [10**300, 1], [25, 2.0]]
+    labelled("ours", fraction=0.1, pretrain=1, weights={"losses": {"total": odd}})
     labelled("other", fraction=0.1, weights={"losses": "none"})
     found = chart(series.charts(labelled.known(), labelled.folder), "pre-training")
     assert [p.title for p in found.panels] == ["total", "L_a", "lr"]
@@ -196,6 +197,7 @@ def test_records_of_training_that_make_no_sense_are_left_out(labelled):
 @pytest.mark.parametrize(("recipe", "stages"), [
     ({"training": {"stages": [{"share": 0.7}, {"share": 0.1}, {"share": 0.2}]}}, (70, 80)),
     ({"training": {"stages": [{"share": 1.0}]}}, ()),
+    ({"training": {"stages": [{"share": 1e308}, {"share": 1e308}]}}, ()),
     ({"training": {"stages": [{"share": "x"}, 3]}}, ()), ({"training": None}, ()), ("none", ()), (None, ()),
 ])
 def test_where_stages_begin(recipe, stages):

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from prior_bench import plugins, results
+from prior_bench.digests import digest_json
 from prior_bench.errors import UserError
 from prior_bench.leaderboard import files, rebuild
 from prior_bench.statistics import group_draws
@@ -256,7 +257,29 @@ def test_earlier_weights_and_data_are_left_out(tmp_path):
     (row,) = [r for r in rows if r["metric"] == "error"]
     assert float(row["mean"]) < 0.6
     assert "1 results of earlier weights of ours" in text
-    assert "1 results of earlier data or settings of toy-task" in text
+    assert "1 results of other data or settings of toy-task" in text
+
+
+def test_results_of_this_program_are_kept_whatever_others_say_of_their_time(tmp_path):
+    """One cell from anywhere must not take the place of all others."""
+    settings = digest_json({"profile": "standard"})
+    data = plugins.load("datasets", "toy-data")().digest()
+    store(tmp_path, cell("ours", settings_digest=settings, data_digest=data), 0.5)
+    for name, changes in {"forged": {"settings_digest": "0"}, "other-data": {"data_digest": "0"},
+                          "neither": {"settings_digest": "0", "data_digest": "0"}}.items():
+        made = cell(name, **{"settings_digest": settings, "data_digest": data} | changes)
+        store(tmp_path, made, 0.1, "9999-12-31")
+    store(tmp_path, cell("ours", settings_digest="0", weights_digest="other"), 0.1, "9999-12-31")
+    text, rows, _ = write(tmp_path)
+    assert [r["method"] for r in rows if r["metric"] == "error"] == ["ours"]
+    assert "- 4 results of other data or settings of toy-task on toy-data/findings are left out." in text
+
+
+def test_the_last_results_are_kept_whatever_zone_their_times_are_in(tmp_path):
+    store(tmp_path, cell("ours", settings_digest="last"), 0.5, "2026-01-01T23:00:00+00:00")
+    store(tmp_path, cell("ours", settings_digest="first"), 0.9, "2026-01-02T01:00:00+12:00")
+    _, rows, _ = write(tmp_path)
+    assert float(next(r["mean"] for r in rows if r["metric"] == "error")) < 0.6
 
 
 def test_two_profiles_never_share_a_table(tmp_path):

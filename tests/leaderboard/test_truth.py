@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from prior_bench import label_scores, plugins, results
+from prior_bench.digests import digest_json
 from prior_bench.errors import UserError
 from prior_bench.leaderboard import archive
 from prior_bench.leaderboard.rebuild import problems
@@ -56,7 +57,8 @@ def store(toy, tmp_path):
 
     def make(name, target, edit=lambda table: table, **changes):
         task = plugins.load("tasks", name)()
-        cell = replace(Cell("ours", "small", "phantom", 0, "w", name, task.version, "standard", task.modes[0], "s",
+        settings = digest_json(task.settings(type(toy), toy.target(target), task.modes[0], "standard"))
+        cell = replace(Cell("ours", "small", "phantom", 0, "w", name, task.version, "standard", task.modes[0], settings,
                             "toy", toy.digest(), target, None), **changes)
         folder = tmp_path / "results"
         labelled = task.attach(toy, cell, bare(name, target, toy))
@@ -120,6 +122,12 @@ def test_another_version_of_the_data_is_refused(store):
     folder, result = store(*CASES[0], data_digest="older")
     with pytest.raises(UserError, match=r"another version of toy .*\(digest older, here"):
         check(folder, [result], AtHand())
+
+
+def test_cells_without_predictions_are_of_the_data_too(store):
+    folder, result = store(*CASES[0], data_digest="older")
+    with pytest.raises(UserError, match="another version of toy"):
+        check(folder, [replace(result, status="not_applicable")], AtHand())
 
 
 def test_data_that_is_not_here_is_told(store, monkeypatch):
@@ -200,6 +208,38 @@ def test_manifests_of_data_sets(store, toy, tmp_path):
     rezipped(path, lambda content: content["data"][0].update(truth={"disc": 1}))
     with pytest.raises(UserError, match=r"not a manifest: data\[0\].truth.disc: 1, expected str"):
         archive.add([path], tmp_path / "new", AtHand())
+
+
+@pytest.mark.parametrize(("changes", "expected"), [
+    ({"settings_digest": "0" * 32}, "expected: settings "), ({"mode": "none"}, "a target, mode and profile"),
+    ({"profile": "mine"}, "a target, mode and profile"), ({"task": "segmentation"}, "a target, mode and profile"),
+])
+def test_archives_of_other_settings_are_refused(store, toy, tmp_path, monkeypatch, changes, expected):
+    """One such cell could take the place of all results of its table."""
+    folder, result = store(*CASES[0])
+    forged = replace(result.cell, method="forged", **changes)
+    results.write_result(folder, Result(forged, "not_applicable"), None)
+    reason = r"the settings are not those that this program has for \S+ on toy/findings"
+    with pytest.raises(UserError, match=reason) as error:
+        archive.pack(folder, tmp_path / "a.zip", AtHand())
+    assert expected in str(error.value)
+    with monkeypatch.context() as careless:
+        careless.setattr(archive, "settings_digest", lambda cell: None)
+        archive.pack(folder, tmp_path / "a.zip", AtHand())
+    with pytest.raises(UserError, match=f"the archive is refused: {reason}") as error:
+        archive.add([tmp_path / "a.zip"], tmp_path / "new", AtHand())
+    for part in (forged.name, expected, "nothing was added"):
+        assert part in str(error.value)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize("changes", [{"protocol_version": 7}, {"dataset": "elsewhere"}])
+def test_settings_that_cannot_be_told_are_believed(store, tmp_path, changes):
+    folder, result = store(*CASES[0])
+    cell = replace(result.cell, settings_digest="s", **changes)
+    results.write_result(folder, Result(cell, "not_applicable"), None)
+    assert archive.pack(folder, tmp_path / "a.zip", AtHand()).cells == 2
+    assert archive.add([tmp_path / "a.zip"], tmp_path / "new", AtHand()).cells == 2
 
 
 def test_archives_without_manifests_of_data_sets_are_read(store, tmp_path):
