@@ -40,7 +40,7 @@ class Listener:
         """Weights are being made or read."""
 
     def loaded(self, weights: Weights, coverage: str) -> None:
-        """Weights of a file are there; how much of the model it filled."""
+        """Weights are there: where they lie, or how much of the model their file filled."""
 
     def progress(self, cell: PlannedCell, phase: str, share: float) -> None:
         """A cell is being evaluated."""
@@ -94,8 +94,8 @@ def _run_weights(grid: Grid, weights: Weights, cells: list[PlannedCell], precisi
         for cell in cells:
             listener.failed(cell, f"{type(error).__name__}: {error}")
         return
-    if "coverage" in obtained.notes:
-        listener.loaded(weights, obtained.notes["coverage"])
+    if obtained.told:
+        listener.loaded(weights, obtained.told)
     if obtained.digest != weights.digest:
         if weights.source != NO_SOURCE:
             write_note(grid.request.cache, weights.key, obtained.digest)
@@ -116,7 +116,8 @@ class Obtained:
     method: Method
     digest: str
     recipe: dict[str, Any]
-    notes: dict[str, Any]
+    notes: dict[str, Any]  # for the provenance
+    told: str = ""  # to the user
 
 
 def check_recipes(grid: Grid) -> None:
@@ -166,12 +167,13 @@ def obtain(grid: Grid, weights: Weights, precision: Precision, listener: Listene
         method = new_method(kind, recipe, weights.seed, texts)
         coverage = load_checkpoint(method, request.weights, request.allow_partial_weights)
         # the digest is that of the file's content, and of what is made of it
-        return Obtained(method.eval(), weights.key, values, {"coverage": str(coverage)})
+        return Obtained(method.eval(), weights.key, values, {"coverage": str(coverage)}, str(coverage))
     if weights.source == NO_SOURCE:
         assert weights.digest is not None
         method = new_method(kind, recipe, weights.seed, texts)
         filled = getattr(getattr(method, "image_encoder", None), "coverage", None)  # of a file in image.weights
-        return Obtained(method, weights.digest, values, {"coverage": str(filled)} if filled else {})
+        notes = {"coverage": str(filled)} if filled else {}
+        return Obtained(method, weights.digest, values, notes, str(filled or ""))
     from prior_bench.engine.pretrain import pretrain
 
     assert source is not None
@@ -180,7 +182,8 @@ def obtain(grid: Grid, weights: Weights, precision: Precision, listener: Listene
                       command=provenance.command())
     made = weights_folder.find(folder)
     assert made is not None
-    return Obtained(load_method(folder), weights_digest(folder, request.cache), values, made.history)
+    return Obtained(load_method(folder), weights_digest(folder, request.cache), values, made.history,
+                    f"weights: {folder}")
 
 
 def _training_reports(dataset: Dataset) -> list[str]:

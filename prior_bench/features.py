@@ -41,6 +41,7 @@ Report = Callable[[str, float], None]
 
 LIBRARIES = ("torch", "timm", "transformers", "open-clip-torch", "Pillow")
 BLOCK = 16384  # rows of a block: what a kill can lose
+LENGTH = 0.01  # by which a joint vector's may differ from 1: rounding
 TEXTS = 256  # that local scores are computed for at once
 _PACKAGE = Path(__file__).parent
 _SOURCES = ("encoders", "data", "features.py", "method.py", "engine/precision.py")
@@ -211,7 +212,7 @@ class FeatureCache:
             for start in range(0, len(missing), BLOCK):
                 part = missing[start : start + BLOCK]
                 arrays = encode(part)
-                _check_finite(arrays, part)
+                _check_features(arrays, part)
                 blocks.add(part, arrays)
         return blocks.rows(keys)
 
@@ -281,11 +282,19 @@ class _Blocks:
         os.replace(temporary, self.home / name)
 
 
-def _check_finite(arrays: Mapping[str, np.ndarray], keys: Sequence[str]) -> None:
+def _check_features(arrays: Mapping[str, np.ndarray], keys: Sequence[str]) -> None:
+    """Numbers, and joint vectors of the length that every task takes for granted."""
     for name, array in arrays.items():
         broken = np.flatnonzero(~np.isfinite(array).all(axis=1))
         if len(broken):
             raise UserError(f"the encoder's {name} features are not finite for {len(broken)} of {len(keys)} inputs",
                             where=f"first: {keys[broken[0]]}",
                             fix="use --precision fp32; if that does not help, the weights have diverged")
+    lengths = np.linalg.norm(arrays["joint"], axis=1) if "joint" in arrays else np.ones(0)
+    wrong = np.flatnonzero(abs(lengths - 1) > LENGTH)
+    if len(wrong):
+        raise UserError(f"the encoder's joint vectors are not of length 1 for {len(wrong)} of {len(keys)} inputs",
+                        where=f"first: {keys[wrong[0]]}, of length {lengths[wrong[0]]:.3g}",
+                        fix="normalise them in the method's encode_image and encode_text; `prior-bench check-method` "
+                            "says what else is wrong")
 

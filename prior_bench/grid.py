@@ -323,7 +323,7 @@ def _weights(request: Request, method: str, seed: int, source: Opened | None) ->
     trains = recipe_files.resolve(file, request.recipe).get("training") is not None
     overrides = {key: value for key, value in sorted(request.overrides.items())
                  if trains or key.partition(".")[0] != "training"}  # one --set serves methods and reference rows
-    shown = ",".join(f"{key}={value}" for key, value in overrides.items())
+    shown = ",".join(f"{key}={_shown(key, value, request.cache)}" for key, value in overrides.items())
     recipe = f"{request.recipe}[{shown}]" if shown else request.recipe
     if encoder := plugins.family(method)[1]:
         overrides = {**overrides, "encoder": encoder}
@@ -335,7 +335,8 @@ def _weights(request: Request, method: str, seed: int, source: Opened | None) ->
     if request.weights is not None:
         if not trains and not loads:
             raise UserError(f"the method {method!r} takes no weights", where="--weights",
-                            fix="leave --weights out; a reference takes one by --set image.weights=FILE or in its name")
+                            fix=f"in its place: --set image.weights={request.weights}, or the path in the method's "
+                                "name, as in hf:FOLDER")
         content = weights_digest(request.weights, request.cache)
         key = digest_json([*made_from, content, request.allow_partial_weights,
                            source.digest if source is not None else None])  # whose reports may make the vocabulary
@@ -387,6 +388,14 @@ def _processes() -> int:
     from prior_bench.engine.pretrain import world_size
 
     return world_size()
+
+
+def _shown(key: str, value: Any, memo: Path) -> Any:
+    """A setting in a row's name: weights by their file's name and content, wherever they lie on this machine."""
+    path = Path(str(value))
+    if key.rpartition(".")[2] not in _WEIGHT_KEYS or not path.exists():
+        return value
+    return f"{path.resolve().name}#{weights_digest(path, memo)[:8]}"
 
 
 def _local_weights(values: Mapping[str, Any], memo: Path) -> list[str]:

@@ -9,16 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prior_bench.recipes import Recipe
 from prior_bench.types import ImageInput, Report
-
-if TYPE_CHECKING:
-    from prior_bench.recipes import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ class Method(nn.Module, ABC):
     has_text: bool = True  # False on an instance whose weights came without a text encoder, too
     pretrains: ClassVar[bool] = True  # False: a reference row without a pre-training step
     trains_on_target: ClassVar[bool] = False  # the supervised ceiling: tasks train the whole encoder from scratch
-    recipe_class: ClassVar[type[Recipe]]
+    recipe_class: ClassVar[type[Recipe]] = Recipe  # a subclass has settings of its own
     image_input: ImageInput
     contrastive: ClassVar[Mapping[str, float]] = {}  # terms that are InfoNCE over the batch, the directions each sums
     local_weight: ClassVar[float] = 1.0  # of `local_score` beside the joint cosine, in the profile `standard-local`
@@ -153,18 +151,22 @@ class Method(nn.Module, ABC):
 
     def view(self, study: StudyView, rng: np.random.Generator) -> Sample:
         """One training sample of a study, drawn with `rng`, tokenised and augmented; runs in loader workers."""
-        raise TypeError(f"{self.name} does not pre-train")
+        raise self._lacks("view")
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """A batch of samples; padding is cut to the batch's longest text."""
-        raise TypeError(f"{self.name} does not pre-train")
+        raise self._lacks("collate")
 
     def losses(self, batch: Batch, progress: float) -> dict[str, tuple[float, Tensor]]:
         """Loss terms by their paper names: {name: (weight, scalar)}; `progress` in [0, 1) is the share of steps done.
 
         Reached only through `forward(batch, progress)`, or DistributedDataParallel would not synchronise gradients.
         """
-        raise TypeError(f"{self.name} does not pre-train")
+        raise self._lacks("losses")
+
+    def _lacks(self, what: str) -> NotImplementedError:
+        return NotImplementedError(f"{type(self).__name__} defines no `{what}`, which pre-training calls; a method "
+                                   "that does not pre-train says `pretrains = False`")
 
     def forward(self, batch: Batch, progress: float = 0.0) -> dict[str, tuple[float, Tensor]]:
         return self.losses(batch, progress)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 from contextlib import suppress
@@ -122,9 +123,7 @@ def add_file(path: Path) -> list[str]:
             continue
         for kind, base in (("methods", Method), ("tasks", Task), ("datasets", Dataset)):
             if issubclass(value, base):
-                if not isinstance(getattr(value, "name", None), str):
-                    raise UserError(f"the class {value.__name__} has no name", where=str(path),
-                                    expected='a class attribute, as in name = "mine"')
+                _check_class(kind, value, base, path)
                 _from_files[kind][value.name] = value
                 added.append(value.name)
     if not added:
@@ -132,6 +131,22 @@ def add_file(path: Path) -> list[str]:
                         expected="a subclass of prior_bench.method.Method, prior_bench.task.Task or "
                                  "prior_bench.data.dataset.Dataset")
     return added
+
+
+def _check_class(kind: str, plugin: type, base: type, path: Path) -> None:
+    """Refuse a class that lacks what every plug-in of its kind says of itself, or whose name is no name or taken."""
+    said = {name for above in base.__mro__ for name, type_ in vars(above).get("__annotations__", {}).items()
+            if str(type_).startswith("ClassVar")}
+    if lacking := sorted(name for name in said if not hasattr(plugin, name)):
+        raise UserError(f"the class {plugin.__name__} lacks {', '.join(lacking)}", where=str(path),
+                        expected=f"class attributes, which prior_bench's {base.__name__} describes")
+    name = str(plugin.name)  # type: ignore[attr-defined]
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UserError(f"{name!r} cannot be the name of a {kind.removesuffix('s')}", where=str(path),
+                        expected="letters, digits, '-', '_' and '.'")
+    if name in _entry_points(kind):
+        raise UserError(f"the name {name!r} is that of an installed {kind.removesuffix('s')}, whose results would mix "
+                        "with those of this one", where=str(path), expected=f"another name of {plugin.__name__}")
 
 
 def _message(error: Exception) -> str:

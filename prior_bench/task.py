@@ -93,7 +93,7 @@ class Task(ABC):
     """Base of every task."""
 
     name: ClassVar[str]
-    title: ClassVar[str]
+    title: ClassVar[str] = ""
     version: ClassVar[int] = 1  # of the protocol; results of two versions never share a column
     modes: ClassVar[tuple[str, ...]]  # the first is the default
     profiles: ClassVar[tuple[str, ...]] = ("standard",)

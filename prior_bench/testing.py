@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import logging
 import math
 import random
 import sys
@@ -526,6 +527,7 @@ def _on_two_ranks(method: Method, parts: Sequence[Batch], moments: Sequence[floa
         home = Path(folder)
         torch.save((method, list(parts), list(moments)), home / "inputs.pt")
         kind = type(method)
+        logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells whom it stops
         try:
             processes.spawn(_rank, (str(home), kind.__module__, inspect.getfile(kind)), nprocs=2)
         except (processes.ProcessRaisedException, processes.ProcessExitedException) as error:

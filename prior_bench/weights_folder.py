@@ -35,9 +35,10 @@ class WeightsFolder:
 
 
 def find(path: Path) -> WeightsFolder | None:
-    """The folder that `path`, or the weights file of ours at `path`, stands for; None for a file of others."""
-    folder = path if path.is_dir() else path.parent
-    if not (folder / META).is_file() or (path.is_file() and path.name != WEIGHTS):
+    """The weights folder at `path`, or in the run's folder there, or around the file there; None for others'."""
+    places = [path, path / "weights"] if path.is_dir() else [path.parent] if path.name == WEIGHTS else []
+    folder = next((one for one in places if (one / META).is_file()), None)
+    if folder is None:
         return None
     meta = read_json(folder / META)
     made = meta["provenance"]

@@ -8,6 +8,7 @@ from prior_bench.data.images import ImageStore
 from prior_bench.engine.precision import Precision
 from prior_bench.errors import UserError
 from prior_bench.features import FeatureCache
+from prior_bench.method import ImageFeatures
 
 FP32 = Precision(torch.device("cpu"), None)
 
@@ -107,6 +108,17 @@ def test_features_that_are_not_finite_are_refused_and_not_kept(make, toy):
     ids = toy.ids("findings", "test")
     with pytest.raises(UserError, match="not finite for 27 of 27"):
         cache.images(toy, ids)
+    assert not list(cache.folder.rglob("*.npy"))
+
+
+def test_joint_vectors_that_are_not_of_unit_length_are_refused(make, toy, monkeypatch):
+    cache = make()
+    kind, encode = type(cache.method), type(cache.method).encode_image
+    monkeypatch.setattr(kind, "encode_image", lambda self, images: ImageFeatures(
+        2 * (found := encode(self, images)).joint, found.map))
+    with pytest.raises(UserError, match="not of length 1 for 27 of 27") as error:
+        cache.images(toy, toy.ids("findings", "test"))
+    assert "of length 2" in error.value.where
     assert not list(cache.folder.rglob("*.npy"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,7 +167,7 @@ def test_the_cell_depends_on_the_recipe_and_the_profile(request_):
     ({"methods": ("prior",)}, "give --pretrain-on, or --weights"),
     ({"weights": Path("none.pt")}, "none.pt"),
     ({"weights": PLUGIN}, "takes no weights"),
-    ({"weights": PLUGIN, "methods": ("encoder",), "recipe": "resnet50"}, "--set image.weights=FILE"),
+    ({"weights": PLUGIN, "methods": ("encoder",), "recipe": "resnet50"}, f"--set image.weights={PLUGIN}"),
     ({"methods": ()}, "--method is empty"),
     ({"methods": ("prior",), "recipe": "image-only"}, "is for a released file, and none is given"),
     ({"methods": ("toy-method", "toy-other"), "weights": PLUGIN}, "belongs to one method"),
@@ -303,10 +304,11 @@ def folder(tmp_path):
     kind = plugins.load("methods", "prior")
     recipe = recipes.load(recipe_files.recipe_file("prior"), "ci", kind.recipe_class)
     made = weights.new_method(kind, recipe, 3, ["No acute disease.", "The heart is enlarged."])
-    return weights.save_weights(tmp_path / "w", made, recipe, {"key": "k", "dataset": "toy-data", "seed": 3})
+    provenance = {"key": "k", "dataset": "toy-data", "seed": 3}
+    return weights.save_weights(tmp_path / "run" / "weights", made, recipe, provenance)
 
 
-@pytest.mark.parametrize("given", [".", "weights.safetensors"])
+@pytest.mark.parametrize("given", [".", "weights.safetensors", ".."])
 def test_weights_of_ours_stand_in_place_of_pretraining(request_, folder, given):
     request = replace(request_, methods=("prior",), weights=folder / given, recipe="ci", seeds=(3,), fractions=(1.0,))
     run(request)
@@ -348,6 +350,21 @@ def test_what_a_released_file_filled_is_told_and_kept(request_, tmp_path, method
     assert f"image encoder {len(state)}/{len(state)} keys (100 %)" in told
     (result,) = results.read_results(request_.output)
     assert result.provenance["weights"] == {"coverage": told}
+
+
+def test_a_row_names_a_file_by_its_content(request_, tmp_path, monkeypatch):
+    """The same file is the same row, however its path is written, and the path of a machine is nobody's business."""
+    def recipe(path):
+        changes = {"methods": ("encoder",), "recipe": "resnet50", "overrides": {"image.weights": str(path)}}
+        return grid.plan(replace(request_, **changes)).cells[0].weights.recipe
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.pth").write_bytes(b"first")
+    first = recipe("own.pth")
+    assert first == recipe(tmp_path / "own.pth") == recipe("./own.pth")
+    assert re.fullmatch(r"resnet50\[image\.weights=own\.pth#[0-9a-f]{8}\]", first)
+    (tmp_path / "own.pth").write_bytes(b"second")
+    assert recipe("own.pth") != first
 
 
 # ---------------------------------------------------------------------------------------- bad images

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from prior_bench import plugins, recipe_files
+from prior_bench.cli.common import add_plugins
 from prior_bench.errors import UserError
 
 
@@ -31,10 +32,21 @@ def test_a_file_that_is_no_python(tmp_path):
         plugins.add_file(tmp_path / "own")
 
 
-def test_a_class_without_a_name(tmp_path):
-    (tmp_path / "own.py").write_text("from prior_bench.data.dataset import Dataset\n\n\nclass Mine(Dataset):\n"
-                                     "    load_studies = load_labels = fingerprint = read_image = None\n")
-    with pytest.raises(UserError, match="the class Mine has no name"):
+DATASET = """
+from prior_bench.data.dataset import Dataset
+class Mine(Dataset):
+    load_studies = load_labels = fingerprint = read_image = None
+"""
+
+
+@pytest.mark.parametrize(("says", "message"), [
+    ("targets = {}", "the class Mine lacks budget, name"),
+    ("name, targets, budget = 'my data', {}, None", "'my data' cannot be the name of a dataset"),
+    ("name, targets, budget = 'phantom', {}, None", "'phantom' is that of an installed dataset"),
+])
+def test_a_class_that_does_not_say_who_it_is(tmp_path, says, message):
+    (tmp_path / "own.py").write_text(f"{DATASET}    {says}\n")
+    with pytest.raises(UserError, match=message):
         plugins.add_file(tmp_path / "own.py")
 
 
@@ -62,3 +74,11 @@ def test_sources_that_are_not_there(monkeypatch):
     monkeypatch.setattr(plugins, "_entry_points", lambda kind: {"gone": gone})
     with pytest.raises(UserError, match="the sources of the method 'gone' were not found"):
         plugins.sources("methods", "gone")
+
+
+def test_two_files_with_one_name(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.py").write_text(f"{DATASET}    name, targets, budget = 'mine', {{}}, None\n")
+    with pytest.raises(UserError, match="two plug-in files have the name 'mine'"):
+        add_plugins([tmp_path / "one.py", tmp_path / "other.py"])
+    add_plugins([tmp_path / "one.py", tmp_path / "one.py"])

@@ -34,12 +34,15 @@ def check(
     from prior_bench.weights import new_method
 
     outcomes = check_method(new_method(kind, chosen, seed, sample_texts()), raise_on_failure=False)
+    told: set[str] = set()
     for outcome in outcomes:
         state = "FAILED" if outcome.problem else "-" if outcome.skipped else "ok"
         typer.echo(f"{state:7} {outcome.name}" + (f": {outcome.skipped}" if outcome.skipped else ""))
         if outcome.problem:
-            for line in (*outcome.problem.splitlines(), *textwrap.wrap(f"The rule: {outcome.rule}", 110)):
+            problem = ["the same problem"] if outcome.problem in told else outcome.problem.splitlines()
+            for line in (*problem, *textwrap.wrap(f"The rule: {outcome.rule}", 110)):
                 typer.echo(f"        {line}")
+            told.add(outcome.problem)
     failed, skipped = (sum(map(bool, those)) for those in zip(*((o.problem, o.skipped) for o in outcomes), strict=True))
     asked = len(outcomes) - skipped
     beside = f", {skipped} do not apply" if skipped else ""

@@ -109,5 +109,9 @@ def counted() -> Callable[[int, int], None]:
 def add_plugins(files: list[Path] | None) -> None:
     from prior_bench import plugins
 
+    added: dict[str, Path] = {}
     for file in files or ():
-        plugins.add_file(file)
+        for name in plugins.add_file(file):
+            if added.setdefault(name, file) != file:
+                raise UserError(f"two plug-in files have the name {name!r}", where=f"{added[name]} and {file}",
+                                fix="give one of the two classes another `name`")

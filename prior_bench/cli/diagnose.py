@@ -29,9 +29,11 @@ def diagnose(
     from prior_bench.engine.precision import choose
     from prior_bench.engine.pretrain import log_file, read_log
     from prior_bench.weights import load_method
-    from prior_bench.weights_folder import weights_digest
+    from prior_bench.weights_folder import find, weights_digest
 
     home = cache_folder(cache)
+    if (ours := find(weights)) is not None:
+        weights = ours.path
     method = load_method(weights)
     data = grid.open_dataset(dataset, grid.Request(methods=[method.name], cache=home, data_root=data_root))
     results.check_writable(output, 1 << 20, "--output")

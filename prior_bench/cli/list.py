@@ -56,7 +56,7 @@ def _task(name: str) -> str:
     task = plugins.load("tasks", name)
     parts = {"modes": task.modes, "profiles": task.profiles, "evaluates": [task.evaluates()],
              "main metric": [task.main_metric], "protocol version": [str(task.version)]}
-    return "; ".join(f"{name}: {', '.join(values)}" for name, values in parts.items())
+    return "; ".join(filter(None, [task.title, *(f"{name}: {', '.join(values)}" for name, values in parts.items())]))
 
 
 def _dataset(name: str) -> str:
@@ -68,7 +68,7 @@ def _dataset(name: str) -> str:
         no_prompts = ", no prompts" if target.kind in {"multilabel", "exclusive"} and not target.prompts else ""
         on_request = "" if target.default and not target.sanity else ", on request"
         shown.append(f"{target.name} ({target.kind}{no_prompts}{on_request})")
-    return f"targets: {', '.join(shown)}" + (f"; {kind.citation}" if kind.citation else "")
+    return "; ".join(filter(None, [kind.title, f"targets: {', '.join(shown)}", kind.citation]))
 
 
 DESCRIBE: dict[str, Callable[[str], str]] = {"methods": _method, "tasks": _task, "datasets": _dataset}

@@ -149,7 +149,9 @@ def _carry_out(planned: Grid, ray: str | None, plugin_files: list[Path]) -> None
         return
     for name, trace in summary.failed.items():
         typer.echo(f"\nfailed: {name}\n{trace}", err=True)
-    typer.echo(f"{summary.lost} cells failed with the errors above; the others are stored", err=True)
+    others = "; the others are stored" if summary.lost < len(planned.cells) else ""
+    typer.echo(f"{summary.lost} cells failed with the errors above{others}. Of a method of your own, "
+               "`prior-bench check-method NAME` says which rules it breaks.", err=True)
     raise typer.Exit(1)
 
 

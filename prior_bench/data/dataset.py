@@ -81,7 +81,7 @@ class Dataset(ABC):
 
     name: ClassVar[str]
     version: ClassVar[int] = 1  # raise it when the code makes other values from the same files
-    title: ClassVar[str]
+    title: ClassVar[str] = ""
     citation: ClassVar[str] = ""
     needs_root: ClassVar[bool] = True
     folder: ClassVar[str] = ""  # folder name under the data root, as the owners distribute it

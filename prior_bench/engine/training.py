@@ -78,7 +78,11 @@ class Objective(BaseModel):
     def forward(self, batch: Batch, mode: str = "loss") -> dict[str, tuple[float, Tensor]]:
         if mode != "loss":
             raise ValueError(f"pre-training only asks for losses, not for {mode!r}")
-        return self.method(batch, self.progress)
+        terms = self.method(batch, self.progress)
+        if not isinstance(terms, Mapping):
+            raise TypeError(f"`losses` of {type(self.method).__name__} gives {type(terms).__name__}, and not "
+                            "{name: (weight, scalar)}")
+        return terms
 
     def parse_losses(self, losses: dict[str, tuple[float, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and for the log the sum and each term unweighted."""
