@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from prior_bench.digests import digest_json
+from prior_bench.encoders.image import STRIDES
 from prior_bench.engine.samples import Samples, training_studies
 from prior_bench.errors import UserError
 from prior_bench.execution import execute
@@ -149,7 +150,7 @@ def _images(inputs: _Inputs) -> dict[str, Quantity]:
     if encoded.joint is not None:
         found["joint"] = encoded.joint
     found |= {f"pyramid {stride}": level
-              for stride, level in zip((4, 8, 16, 32), inputs.method.pyramid(inputs.images), strict=True)}
+              for stride, level in zip(STRIDES, inputs.method.pyramid(inputs.images), strict=True)}
     return {name: _feature(values) for name, values in found.items()}
 
 
