@@ -79,7 +79,7 @@ class Objective(BaseModel):
         if mode != "loss":
             raise ValueError(f"pre-training only asks for losses, not for {mode!r}")
         terms = self.method(batch, self.progress)
-        if not isinstance(terms, Mapping):
+        if not isinstance(terms, dict):
             raise TypeError(f"`losses` of {type(self.method).__name__} gives {type(terms).__name__}, and not "
                             "{name: (weight, scalar)}")
         return terms

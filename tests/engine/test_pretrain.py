@@ -590,3 +590,15 @@ def test_a_thinned_log_keeps_the_mean_of_every_part():
     assert found["late"] == [[10 * k + 5, 2.0] for k in range(6, 10)]
     assert thinned(rows[:3]) == {"lr": [[0, 0.1], [1, 0.1], [2, 0.1]], "total": [[0, 0.0], [1, 1.0], [2, 2.0]]}
     assert thinned([]) == {}
+
+
+def test_losses_that_are_no_terms_are_told(train, toy_method, monkeypatch):
+    monkeypatch.setattr(toy_method.ToyMethod, "losses", lambda self, batch, progress: torch.zeros(()))
+    with pytest.raises(TypeError, match=r"`losses` of ToyMethod gives Tensor, and not \{name: \(weight, scalar\)\}"):
+        train()
+
+
+def test_a_method_without_a_view_is_told(train, toy_method, monkeypatch):
+    monkeypatch.delattr(toy_method.ToyMethod, "view")
+    with pytest.raises(NotImplementedError, match="ToyMethod defines no `view`, which pre-training calls"):
+        train()
