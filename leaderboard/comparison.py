@@ -7,7 +7,7 @@ cannot be compared is listed with its reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -16,7 +16,7 @@ from prior_bench import plugins
 from prior_bench.errors import UserError, unknown_name
 from prior_bench.leaderboard.rebuild import Rebuilt, Tell, groups_of, rebuild
 from prior_bench.leaderboard.sheets import NOT_RUN
-from prior_bench.leaderboard.tables import Heading, Row, Summary, Table, newest, tabled
+from prior_bench.leaderboard.tables import Heading, Row, Summary, Table, newest, strangers, tabled
 from prior_bench.results import read_predictions, some_results
 from prior_bench.statistics import Paired, paired
 
@@ -57,9 +57,13 @@ class LeftOut:
 
 
 def compare(folder: Path, methods: tuple[str, str], memo: Path, recipe: str | None = None,
-            tell: Tell = lambda done, whole: None) -> list[Comparison | LeftOut]:
+            tell: Tell = lambda done, whole: None,
+            warn: Callable[[str], None] = lambda text: None) -> list[Comparison | LeftOut]:
     """Every place in which one of the methods has a result, in the order of the tables."""
-    kept, _ = newest(some_results(folder))
+    results = some_results(folder)
+    for text in strangers(results):
+        warn(text)
+    kept, _ = newest(results)
     if methods[0] == methods[1]:
         raise UserError(f"{methods[0]!r} is compared with itself", expected="two methods")
     for name in methods:

@@ -106,6 +106,10 @@ def counted() -> Callable[[int, int], None]:
     return tell
 
 
+def warn(text: str) -> None:
+    typer.echo(f"warning: {text}", err=True)
+
+
 def add_plugins(files: list[Path] | None) -> None:
     from prior_bench import plugins
 

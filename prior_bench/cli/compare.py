@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prior_bench.cli.common import CacheOption, PluginOption, ResultsOption, add_plugins, cache_folder, counted, verb
+from prior_bench.cli.common import CacheOption, PluginOption, ResultsOption, add_plugins, cache_folder, counted, verb, warn
 from prior_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def compare(
     add_plugins(plugin)
     from prior_bench.leaderboard import comparison
 
-    found = comparison.compare(results, (a, b), cache_folder(cache) / "leaderboard", recipe, counted())
+    found = comparison.compare(results, (a, b), cache_folder(cache) / "leaderboard", recipe, counted(), warn)
     compared = [one for one in found if isinstance(one, comparison.Comparison)]
     left_out = [f"\n  {one.place}: {one.reason}" for one in found if isinstance(one, comparison.LeftOut)]
     if not compared:

@@ -31,11 +31,12 @@ def show(
         typer.echo(path.read_text(encoding="utf-8"), nl=False)
         return
     add_plugins(plugin)
-    from prior_bench.leaderboard.rebuild import rebuild
+    from prior_bench.leaderboard.rebuild import check_installed, rebuild
     from prior_bench.leaderboard.tables import newest
     from prior_bench.results import read_result, read_results
 
     result = read_result(path)
+    check_installed(result)
     kept, _ = newest(list(read_results(folder)))  # as in the tables, whose draws come from these
     shown = result in kept
     rebuilt = rebuild(folder, kept if shown else [*kept, result], cache_folder(cache) / "leaderboard", [result])

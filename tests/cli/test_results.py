@@ -147,20 +147,44 @@ def test_predictions_that_cannot_be_read(call, committed, write):
     assert f"{CELL}: the predictions cannot be scored: " in call("score", folder, code=1)
 
 
-def test_a_cell_of_another_protocol_version(call, committed):
-    folder = committed(PATTERN)
+def turned_into(folder, **changes):
+    """CELL with another identity, in its own place; returns the new name."""
     result = read_result(folder / f"{CELL}.json")
-    result = replace(result, cell=replace(result.cell, protocol_version=2))
+    result = replace(result, cell=replace(result.cell, **changes))
     (folder / f"{CELL}.parquet").rename(folder / f"{result.cell.name}.parquet")
     (folder / f"{CELL}.json").unlink()
     (folder / f"{result.cell.name}.json").write_text(json.dumps(asdict(result)))
+    return result.cell.name
+
+
+def test_cells_of_a_task_that_is_not_installed(call, committed):
+    folder = committed(PATTERN, LINEAR)
+    name = turned_into(folder, task="pairing", mode="pairing")
+    said = ("1 result of the task 'pairing', which is not installed, is left out; "
+            "give its file as --plugin or install its package")
+    assert f"warning: {said}\n" in call("leaderboard", folder)
+    assert f"- {said}." in (folder / "LEADERBOARD.md").read_text()
+    text = call("compare", "prior", "random")
+    assert f"warning: {said}\n" in text
+    assert "classification (linear) on phantom/findings" in text
+    assert "not applicable: random has no text encoder" in call("show", "random_zero")
+    reason = "it cannot be recomputed: the task 'pairing' is not installed"
+    assert f"{name}: {reason}\n" in call("score", folder, code=1)
+    text = call("show", name, code=2)
+    assert f"error: {reason}\n  where: {name}\n  fix: give its file as --plugin" in text
+    assert reason in call("submit", folder, code=2)
+
+
+def test_a_cell_of_another_protocol_version(call, committed):
+    folder = committed(PATTERN)
+    name = turned_into(folder, protocol_version=2)
     reason = "protocol version 2 cannot be recomputed, this program has version 1"
-    assert reason in call("show", result.cell.name, code=2)
+    assert reason in call("show", name, code=2)
     assert reason in call("score", folder, code=1)
     assert reason in call("submit", folder, code=2)
     assert "unknown method 'prior'" in call("compare", "prior", "random", code=2)
     call("leaderboard", folder)
-    assert "1 results of protocol version 2 of zero-shot" in (folder / "LEADERBOARD.md").read_text()
+    assert "1 result of protocol version 2 of zero-shot" in (folder / "LEADERBOARD.md").read_text()
 
 
 def test_a_folder_without_results(call, tmp_path):
