@@ -17,7 +17,7 @@ from prior_bench.errors import UserError, unknown_name
 from prior_bench.leaderboard.rebuild import Rebuilt, Tell, groups_of, rebuild
 from prior_bench.leaderboard.sheets import NOT_RUN
 from prior_bench.leaderboard.tables import Heading, Row, Summary, Table, newest, strangers, tabled
-from prior_bench.results import read_predictions, some_results
+from prior_bench.results import ignored, read_predictions, some_results
 from prior_bench.statistics import Paired, paired
 
 
@@ -61,7 +61,7 @@ def compare(folder: Path, methods: tuple[str, str], memo: Path, recipe: str | No
             warn: Callable[[str], None] = lambda text: None) -> list[Comparison | LeftOut]:
     """Every place in which one of the methods has a result, in the order of the tables."""
     results = some_results(folder)
-    for text in strangers(results):
+    for text in ignored(folder) + strangers(results):
         warn(text)
     kept, _ = newest(results)
     if methods[0] == methods[1]:

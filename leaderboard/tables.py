@@ -19,7 +19,7 @@ from prior_bench import plugins
 from prior_bench.grid import NO_SOURCE
 from prior_bench.leaderboard import installed
 from prior_bench.leaderboard.rebuild import Rebuilt, Tell, rebuild
-from prior_bench.results import finished, read_results
+from prior_bench.results import finished, ignored, read_results
 from prior_bench.statistics import interval, over_seeds
 from prior_bench.types import Metric, Result
 
@@ -202,7 +202,7 @@ def known(folder: Path, memo: Path, tell: Tell = lambda done, whole: None) -> Kn
     rebuilt = rebuild(folder, kept, memo, tell=tell)
     warnings = [f"{r.result.cell.name}: the stored {', '.join(names)} differ from what the predictions give; "
                 f"the tables show the latter" for r in rebuilt if (names := r.differing())]
-    return Known(tabled(kept, rebuilt), notes, strangers(found) + warnings)
+    return Known(tabled(kept, rebuilt), notes, ignored(folder) + strangers(found) + warnings)
 
 
 def strangers(found: Sequence[Result]) -> list[str]:

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prior_bench.cli.common import CacheOption, PluginOption, ResultsOption, add_plugins, cache_folder, counted, verb, warn
+from prior_bench.cli.common import (
+    CacheOption,
+    PluginOption,
+    ResultsOption,
+    add_plugins,
+    cache_folder,
+    counted,
+    verb,
+    warn,
+)
 from prior_bench.errors import UserError
 
 if TYPE_CHECKING:

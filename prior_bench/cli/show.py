@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prior_bench.cli.common import CacheOption, PluginOption, ResultsOption, add_plugins, cache_folder, verb
+from prior_bench.cli.common import CacheOption, PluginOption, ResultsOption, add_plugins, cache_folder, verb, warn
 from prior_bench.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -33,11 +33,14 @@ def show(
     add_plugins(plugin)
     from prior_bench.leaderboard.rebuild import check_installed, rebuild
     from prior_bench.leaderboard.tables import newest
-    from prior_bench.results import read_result, read_results
+    from prior_bench.results import read_result, readable
 
     result = read_result(path)
     check_installed(result)
-    kept, _ = newest(list(read_results(folder)))  # as in the tables, whose draws come from these
+    found, broken = readable(folder)
+    for file, problem in broken.items():
+        warn(f"{file} is left out of the draws: {problem}")
+    kept, _ = newest(found)  # as in the tables, whose draws come from these
     shown = result in kept
     rebuilt = rebuild(folder, kept if shown else [*kept, result], cache_folder(cache) / "leaderboard", [result])
     typer.echo("\n".join(describe(result, rebuilt[0] if rebuilt else None, shown)))

@@ -115,8 +115,34 @@ def test_score(call, committed):
     text = call("score", folder, code=1)
     assert f"{CELL}: auroc_macro is stored as 0.999 (" in text
     assert "in 1 of them a number differs" in text
+
+
+def test_a_broken_result(call, committed):
+    """Nothing is dropped from tables without a word; what looks at single cells goes on with the others."""
+    folder = committed(PATTERN)
     (folder / f"{CELL}.json").write_text("{")
-    assert "not a result" in call("score", folder, code=2)
+    for verb in (("leaderboard", folder), ("compare", "prior", "random"), ("submit", folder), ("show", CELL)):
+        text = call(*verb, code=2)
+        assert "error: not a result: " in text
+        assert f"{CELL}.json\n" in text
+        assert "fix: the `prior-bench run` that made it makes it anew" in text
+    text = call("score", folder, code=1)
+    assert f"{CELL}: not a result: " in text
+    assert "3 cells, 0 metrics; in 1 of them" in text
+    text = call("show", "random")
+    assert f"warning: results/{CELL}.json is left out of the draws: not a result: " in text
+    assert "not applicable: random has no text encoder" in text
+
+
+def test_a_file_that_is_no_result_by_its_name(call, committed):
+    folder = committed(PATTERN, LINEAR)
+    (folder / "foo.json").write_text("[1, 2]")
+    said = "warning: results/foo.json is ignored: its name is not that of a cell\n"
+    for verb in (("leaderboard", "results"), ("compare", "prior", "random"), ("score", "results"),
+                 ("submit", "results")):
+        assert said in call(*verb)
+    assert said not in call("show", CELL)
+    assert "foo" not in (folder / "LEADERBOARD.md").read_text()
 
 
 @pytest.mark.parametrize(("arguments", "whole"), [(["score", "results"], 3), (["leaderboard"], 3),
