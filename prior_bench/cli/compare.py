@@ -25,16 +25,18 @@ if TYPE_CHECKING:
 
 @verb
 def compare(
-    a: Annotated[str, typer.Argument(help="A method of the results.")],
+    a: Annotated[str, typer.Argument(help="A method of the results, or METHOD@RECIPE.")],
     b: Annotated[str, typer.Argument(help="Another one.")],
     results: ResultsOption = Path("results"),
-    recipe: Annotated[str | None, typer.Option(help="Compare in this recipe only.", show_default=False)] = None,
+    recipe: Annotated[str | None, typer.Option(
+        help="Compare in this recipe only, but where one follows an @.", show_default=False)] = None,
     labels: Annotated[bool, typer.Option(
         "--labels", help="Add a test of each label, run by run: DeLong's of AUROC, sign flips of accuracy.")] = False,
     cache: CacheOption = None,
     plugin: PluginOption = None,
 ) -> None:
-    """Compare two methods cell by cell, in the same bootstrap draws, with p-values adjusted over the table (Holm)."""
+    """Compare two methods, or recipes of one, cell by cell, in the same bootstrap draws, with p-values adjusted over
+    the table (Holm)."""
     add_plugins(plugin)
     from prior_bench.leaderboard import comparison
 

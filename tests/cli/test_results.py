@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from prior_bench.cli import app, common
 from prior_bench.digests import digest_file
 from prior_bench.leaderboard.truth import AtHand
-from prior_bench.results import read_result
+from prior_bench.results import read_predictions, read_result, write_result
 
 CELL = "prior_zero-shot_zero-shot_phantom_phantom-5x40_p0_e14635655bc2"
 PATTERN = "*_zero-shot_zero-shot_phantom_phantom-5x40_*"
@@ -61,6 +61,17 @@ def test_compare(call, committed):
     a, b, difference = (float(value) for value in labels.partition("auroc_edema")[2].split()[:3])
     assert difference == pytest.approx(a - b, abs=0.0011)
     assert "  +0." in labels
+
+
+def test_compare_two_recipes_of_one_method(call, committed):
+    folder = committed(PATTERN)
+    result = read_result(folder / f"{CELL}.json")
+    write_result(folder, replace(result, cell=replace(result.cell, recipe="ci[training.epochs=1]")),
+                 read_predictions(folder, result))
+    header, _, line, *_ = call("compare", "prior@small-long", "prior@ci[training.epochs=1]").splitlines()
+    assert header.split()[2:5] == ["prior@small-long", "prior@ci[training.epochs=1]", "prior@small-long"]
+    assert "small-long and ci[training.epochs=1]  auroc_macro" in line
+    assert "expected: two methods, or two recipes of one" in call("compare", "prior", "prior", code=2)
 
 
 def test_compare_fails_where_nothing_can_be_compared(call, committed):
@@ -208,7 +219,7 @@ def test_a_cell_of_another_protocol_version(call, committed):
     assert reason in call("show", name, code=2)
     assert reason in call("score", folder, code=1)
     assert reason in call("submit", folder, code=2)
-    assert "unknown method 'prior'" in call("compare", "prior", "random", code=2)
+    assert "error: all results of 'prior' are left out" in call("compare", "prior", "random", code=2)
     call("leaderboard", folder)
     assert "1 result of protocol version 2 of zero-shot" in (folder / "LEADERBOARD.md").read_text()
 
