@@ -109,6 +109,40 @@ def test_show_warns(call, committed):
     assert "warning: the stored auroc_macro differs" in call("show", CELL)
 
 
+def test_show_takes_a_name_as_the_tables_have_it(call, committed):
+    folder = committed(PATTERN)
+    named = turned_into(folder, method="hf:org/vit_x")
+    assert named.startswith("hf-org-vit_x_zero-shot")
+    for name in ("hf:org/vit_x", "hf:org/vit_x_zero-shot", named, f"results/{named}.json", f"{named}.parquet"):
+        assert call("show", name).splitlines()[0] == named
+    assert "unknown beginning of a cell's name: 'hf-org-vit_y'" in call("show", "hf:org/vit_y", code=2)
+
+
+@pytest.mark.parametrize("name", ["LEADERBOARD.md", "results/LEADERBOARD.md", "results/leaderboard.json", "results",
+                                  "results/"])
+def test_show_of_what_is_no_cell(call, committed, name):
+    folder = committed(PATTERN)
+    for file in ("LEADERBOARD.md", "leaderboard.json"):
+        (folder / file).write_text("")
+    text = call("show", name, code=2)
+    path = folder / name.removeprefix("results").removeprefix("/")
+    assert f"error: this is no cell but a {'folder' if path == folder else 'file of another kind'}\n" in text
+    assert f"where: {path.relative_to(folder.parent)}\n" in text
+    assert f"as {CELL}" in text
+
+
+def test_show_of_a_cell_whose_predictions_are_missing(call, committed):
+    folder = committed(PATTERN, LINEAR)
+    (folder / f"{CELL}.parquet").unlink()
+    text = call("show", CELL)
+    assert "warning: the predictions are missing" in text
+    value = read_result(folder / f"{CELL}.json").metrics[0].value
+    line = next(line for line in text.splitlines() if line.startswith("auroc_macro "))
+    assert line.split()[1:3] == [f"{value:.4f}", "-"]
+    assert "provenance:" in text
+    assert "the predictions" not in call("show", "prior_classification")  # of another cell
+
+
 def test_show_names_the_nearest(call, committed):
     committed(PATTERN)
     assert "did you mean 'prior_zero-shot'" in call("show", "pior_zero-shot", code=2)
