@@ -15,6 +15,7 @@ from prior_bench.cli.common import (
     cache_folder,
     comma,
     counted,
+    some,
     verb,
     warn,
 )
@@ -56,7 +57,7 @@ def leaderboard(
         done = archive.add(from_, results, AtHand(caches, data_root))
         for dataset, reason in done.unchecked.items():
             warn(f"labels were not held against {dataset}: {reason}")
-        typer.echo(f"added {done.cells} cells to {results}; {done.known} were there already")
+        typer.echo(f"added {some(done.cells, 'cell')} to {results}; {done.known} were there already")
     if not published:  # which has rows of its own
         some_result_files(results)
     folder = output or results

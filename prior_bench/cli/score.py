@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prior_bench.cli.common import PluginOption, add_plugins, counted, verb, warn
+from prior_bench.cli.common import PluginOption, add_plugins, counted, some, verb, warn
 
 
 @verb
@@ -34,7 +34,7 @@ def score(
             typer.echo(f"{result.cell.name}: {problem}")
         wrong += bool(said)
     metrics = sum(len(result.metrics) for result in found)
-    typer.echo(f"{results}: {len(found) + len(broken)} cells, {metrics} metrics; "
+    typer.echo(f"{results}: {some(len(found) + len(broken), 'cell')}, {some(metrics, 'metric')}; "
                + (f"in {wrong} of them a number differs or cannot be had" if wrong else
                   "all are what the predictions give"))
     if wrong:

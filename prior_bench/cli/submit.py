@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from prior_bench.cli.common import CacheOption, DataRootOption, PluginOption, add_plugins, cache_folder, verb, warn
+from prior_bench.cli.common import (
+    CacheOption,
+    DataRootOption,
+    PluginOption,
+    add_plugins,
+    cache_folder,
+    some,
+    verb,
+    warn,
+)
 
 
 @verb
@@ -32,5 +41,5 @@ def submit(
         warn(text)
     for dataset, reason in done.unchecked.items():
         warn(f"labels were not held against {dataset}: {reason}")
-    typer.echo(f"wrote {path}: {done.cells} cells, {path.stat().st_size / 2**20:.1f} MiB; "
+    typer.echo(f"wrote {path}: {some(done.cells, 'cell')}, {path.stat().st_size / 2**20:.1f} MiB; "
                f"to add it: prior-bench leaderboard RESULTS --from {path}")
