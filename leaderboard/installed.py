@@ -7,6 +7,12 @@ from prior_bench.digests import digest_json
 from prior_bench.errors import UserError
 from prior_bench.types import Cell, Target
 
+HOW_TO_INSTALL = "give its file as --plugin or install its package"
+
+
+def has_task(name: str) -> bool:
+    return name in plugins.names("tasks")
+
 
 def settings_digest(cell: Cell) -> str | None:
     """The digest of the settings with which this program would compute a cell, empty where it has no such cell.

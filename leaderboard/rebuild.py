@@ -22,6 +22,7 @@ import prior_bench
 from prior_bench import plugins
 from prior_bench.digests import digest_json, digest_sources
 from prior_bench.errors import UserError
+from prior_bench.leaderboard import installed
 from prior_bench.results import check_predictions, not_writable, read_predictions
 from prior_bench.statistics import group_draws
 from prior_bench.task import Task
@@ -103,7 +104,14 @@ def _score(folder: Path, result: Result) -> Sequence[Metric]:
         return tuple(task.score(read_predictions(folder, result)))
 
 
+def check_installed(result: Result) -> None:
+    if not installed.has_task(result.cell.task):
+        raise UserError(f"it cannot be recomputed: the task {result.cell.task!r} is not installed",
+                        where=result.cell.name, fix=installed.HOW_TO_INSTALL)
+
+
 def _task(result: Result) -> Task:
+    check_installed(result)
     task: Task = plugins.load("tasks", result.cell.task)()
     if task.version != result.cell.protocol_version:
         raise UserError(f"protocol version {result.cell.protocol_version} cannot be recomputed, this program has "

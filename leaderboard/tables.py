@@ -8,7 +8,7 @@ method differs; a track is ranked by itself (ranking.py).
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from prior_bench import plugins
 from prior_bench.grid import NO_SOURCE
 from prior_bench.leaderboard import installed
 from prior_bench.leaderboard.rebuild import Rebuilt, Tell, rebuild
-from prior_bench.results import finished, read_results
+from prior_bench.results import finished, ignored, read_results
 from prior_bench.statistics import interval, over_seeds
 from prior_bench.types import Metric, Result
 
@@ -197,20 +197,34 @@ class Known:
 
 def known(folder: Path, memo: Path, tell: Tell = lambda done, whole: None) -> Known:
     """The tables of the results in `folder`; `memo` is where rebuilt numbers are remembered by content."""
-    kept, notes = newest(list(read_results(folder)))
+    found = list(read_results(folder))
+    kept, notes = newest(found)
     rebuilt = rebuild(folder, kept, memo, tell=tell)
     warnings = [f"{r.result.cell.name}: the stored {', '.join(names)} differ from what the predictions give; "
                 f"the tables show the latter" for r in rebuilt if (names := r.differing())]
-    return Known(tabled(kept, rebuilt), notes, warnings)
+    return Known(tabled(kept, rebuilt), notes, ignored(folder) + strangers(found) + warnings)
+
+
+def strangers(found: Sequence[Result]) -> list[str]:
+    """What is to be said of results whose task is not installed, of which nothing can be rebuilt."""
+    counts = Counter(result.cell.task for result in found if not installed.has_task(result.cell.task))
+    return [f"{_left_out(count, f'of the task {task!r}, which is not installed,')}; {installed.HOW_TO_INSTALL}"
+            for task, count in sorted(counts.items())]
+
+
+def _left_out(count: int, what: str) -> str:
+    return f"1 result {what} is left out" if count == 1 else f"{count} results {what} are left out"
 
 
 def newest(found: Sequence[Result]) -> tuple[list[Result], list[str]]:
-    """Leave out results of another version of their protocol than this program computes, of other data or settings
-    of a table, and of earlier weights of a row, and say so.
+    """Leave out results of tasks that are not installed, of another version of their protocol than this program
+    computes, of other data or settings of a table, and of earlier weights of a row, and say so.
 
     A table has the settings, and then the data, that this program would compute it with. Where no result has them, or
     the program cannot tell, it has those of the result that was finished last.
     """
+    notes = strangers(found)
+    found = [result for result in found if installed.has_task(result.cell.task)]
     versions = {task: plugins.load("tasks", task).version for task in {result.cell.task for result in found}}
     current = [result for result in found if result.cell.protocol_version == versions[result.cell.task]]
     by_time = sorted(current, key=lambda result: (finished(result), result.cell.digest))
@@ -237,7 +251,7 @@ def newest(found: Sequence[Result]) -> tuple[list[Result], list[str]]:
             left_out[f"of earlier weights of {row.label}, seed {cell.pretrain_seed}"] += 1
         else:
             kept.append(result)
-    return kept, [f"{count} results {what} are left out" for what, count in sorted(left_out.items())]
+    return kept, [_left_out(count, what) for what, count in sorted(left_out.items())] + notes
 
 
 def _protocol(result: Result) -> tuple[str, str]:

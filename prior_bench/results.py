@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -30,8 +32,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SCHEMA = 1
+RUN_AGAIN = "the `prior-bench run` that made it makes it anew; or delete the file"
 LOCKS = ".locks"
 LEADERBOARD_JSON = "leaderboard.json"  # may lie among the results, and is none
+_CELL_NAME = re.compile("_[0-9a-f]{12}$")  # how the name of a cell ends, by its digest
 _EXTRA = b"prior_bench_extra"
 # What tables, remarks and plots read of a provenance; the rest of it is only shown.
 _READ_BACK: dict[str, Any] = {"finished": str, "method": dict[str, str], "notes": tuple[str, ...],
@@ -50,18 +54,28 @@ def predictions_path(folder: Path, cell: Cell) -> Path:
 
 
 def result_files(folder: Path) -> list[Path]:
-    """The results' JSON files, sorted by name."""
+    """The results' JSON files, sorted by name: those that are called as cells are."""
     if not folder.is_dir():
         raise UserError(f"the results folder {'is a file' if folder.exists() else 'does not exist'}", where=str(folder),
                         expected="a folder that `prior-bench run` wrote (its --output)",
                         fix="name it: RESULTS, or --results")
-    return sorted(path for path in folder.glob("*.json") if path.name != LEADERBOARD_JSON)
+    return sorted(path for path in folder.glob("*.json") if _CELL_NAME.search(path.stem))
+
+
+def ignored(folder: Path) -> list[str]:
+    """What is to be said of JSON files among the results that are none by their names."""
+    return [f"{path} is ignored: its name is not that of a cell" for path in sorted(folder.glob("*.json"))
+            if path.name != LEADERBOARD_JSON and not _CELL_NAME.search(path.stem)]
 
 
 def is_done(folder: Path, cell: Cell) -> bool:
-    """Whether the cell's result is there, and its predictions where it has some."""
+    """Whether the cell's result is there and can be read, and its predictions are there where it has some."""
     path = result_path(folder, cell)
-    return path.exists() and (predictions_path(folder, cell).exists() or read_result(path).status == "not_applicable")
+    try:
+        return path.exists() and (read_result(path).status == "not_applicable" or
+                                  predictions_path(folder, cell).exists())
+    except UserError:  # a file that was cut or edited: the cell is computed anew
+        return False
 
 
 def cell_lock(folder: Path, cell: Cell) -> BaseFileLock:
@@ -166,6 +180,17 @@ def read_results(folder: Path) -> Iterator[Result]:
     yield from map(read_result, result_files(folder))
 
 
+def readable(folder: Path) -> tuple[list[Result], dict[Path, str]]:
+    """The results of a folder that can be read, and what is wrong with the files of the others."""
+    found, broken = [], {}
+    for path in some_result_files(folder):
+        try:
+            found.append(read_result(path))
+        except UserError as error:
+            broken[path] = error.what
+    return found, broken
+
+
 def some_result_files(folder: Path) -> list[Path]:
     """The results' JSON files of a folder that has any."""
     found = result_files(folder)
@@ -188,10 +213,10 @@ def read_result(path: Path) -> Result:
         name = result.cell.name
     except ValueError as error:
         raise UserError(f"not a result: {error}", where=str(path), expected=f"a result of schema version {SCHEMA}",
-                        fix="delete the file and run the cell again") from error
+                        fix=RUN_AGAIN) from error
     if path.stem != name:
         raise UserError("the result's file name does not match its cell", where=str(path),
-                        expected=f"{name}.json", fix="delete the file and run the cell again")
+                        expected=f"{name}.json", fix=RUN_AGAIN)
     return result
 
 
@@ -292,14 +317,21 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
 
 def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
     _check(isinstance(value, dict), "an object", value, where or "file")
-    hints = get_type_hints(kind)
-    names = {f.name for f in fields(kind)}
-    if unknown := sorted(set(value) - names):
+    hints, required = _fields(kind)
+    if unknown := sorted(set(value) - hints.keys()):
         raise ValueError(f"unknown field {_join(where, unknown[0])!r}")
-    required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
     if missing := sorted(required - set(value)):
         raise ValueError(f"missing field {_join(where, missing[0])!r}")
     return kind(**{name: _parse(hints[name], item, _join(where, name)) for name, item in value.items()})
+
+
+@cache
+def _fields(kind: Any) -> tuple[dict[str, Any], set[str]]:
+    """The types of a dataclass's fields by name, and the names of those without a default. Kept, as resolving types
+    takes longer than all else in reading a result."""
+    hints = get_type_hints(kind)
+    return ({f.name: hints[f.name] for f in fields(kind)},
+            {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING})
 
 
 def _check(condition: bool, expected: str, value: Any, where: str) -> None:

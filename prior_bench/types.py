@@ -171,8 +171,12 @@ class Cell:
         if self.fraction is not None:
             parts += [f"{self.fraction:g}", f"s{self.subset_seed}", f"h{self.head_seed}"]
         parts += [f"p{self.pretrain_seed}"]
-        safe = "_".join(parts).replace("/", "-").replace(":", "-")
-        return f"{safe}_{self.digest[:12]}"
+        return f"{safe_name('_'.join(parts))}_{self.digest[:12]}"
+
+
+def safe_name(text: str) -> str:
+    """A cell's name, or part of it, as files have it."""
+    return text.replace("/", "-").replace(":", "-")
 
 
 @dataclass(frozen=True, slots=True)

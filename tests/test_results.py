@@ -58,6 +58,23 @@ def test_predictions_come_first(tmp_path, monkeypatch):
     assert names == [".parquet", ".json"]
 
 
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "{}"])
+def test_a_broken_result_is_not_done(tmp_path, text):
+    path = results.write_result(tmp_path, RESULT, predictions())
+    path.write_text(text)
+    assert not results.is_done(tmp_path, CELL)
+    results.write_result(tmp_path, RESULT, predictions())
+    assert results.is_done(tmp_path, CELL)
+
+
+def test_a_result_under_the_name_of_another_cell_is_not_done(tmp_path):
+    other = replace(CELL, fraction=1.0)
+    results.write_result(tmp_path, RESULT, predictions())
+    for path in (results.result_path, results.predictions_path):
+        path(tmp_path, CELL).rename(path(tmp_path, other))
+    assert not results.is_done(tmp_path, other)
+
+
 def test_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

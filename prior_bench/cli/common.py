@@ -82,6 +82,11 @@ def seeds(text: str, option: str) -> list[int]:
     return list(dict.fromkeys(found))
 
 
+def some(count: int, noun: str) -> str:
+    """1 cell, 2 cells."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def cache_folder(given: Path | None) -> Path:
     return default_cache() if given is None else given
 
@@ -104,6 +109,10 @@ def counted() -> Callable[[int, int], None]:
             typer.echo(f"numbers rebuilt from predictions: {done} of {whole} cells", err=True)
 
     return tell
+
+
+def warn(text: str) -> None:
+    typer.echo(f"warning: {text}", err=True)
 
 
 def add_plugins(files: list[Path] | None) -> None:

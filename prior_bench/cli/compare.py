@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prior_bench.cli.common import CacheOption, PluginOption, ResultsOption, add_plugins, cache_folder, counted, verb
+from prior_bench.cli.common import (
+    CacheOption,
+    PluginOption,
+    ResultsOption,
+    add_plugins,
+    cache_folder,
+    counted,
+    verb,
+    warn,
+)
 from prior_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,20 +25,22 @@ if TYPE_CHECKING:
 
 @verb
 def compare(
-    a: Annotated[str, typer.Argument(help="A method of the results.")],
+    a: Annotated[str, typer.Argument(help="A method of the results, or METHOD@RECIPE.")],
     b: Annotated[str, typer.Argument(help="Another one.")],
     results: ResultsOption = Path("results"),
-    recipe: Annotated[str | None, typer.Option(help="Compare in this recipe only.", show_default=False)] = None,
+    recipe: Annotated[str | None, typer.Option(
+        help="Compare in this recipe only, but where one follows an @.", show_default=False)] = None,
     labels: Annotated[bool, typer.Option(
         "--labels", help="Add a test of each label, run by run: DeLong's of AUROC, sign flips of accuracy.")] = False,
     cache: CacheOption = None,
     plugin: PluginOption = None,
 ) -> None:
-    """Compare two methods cell by cell, in the same bootstrap draws, with p-values adjusted over the table (Holm)."""
+    """Compare two methods, or recipes of one, cell by cell, in the same bootstrap draws, with p-values adjusted over
+    the table (Holm)."""
     add_plugins(plugin)
     from prior_bench.leaderboard import comparison
 
-    found = comparison.compare(results, (a, b), cache_folder(cache) / "leaderboard", recipe, counted())
+    found = comparison.compare(results, (a, b), cache_folder(cache) / "leaderboard", recipe, counted(), warn)
     compared = [one for one in found if isinstance(one, comparison.Comparison)]
     left_out = [f"\n  {one.place}: {one.reason}" for one in found if isinstance(one, comparison.LeftOut)]
     if not compared:

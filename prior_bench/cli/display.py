@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 import typer
 
 from prior_bench import results
+from prior_bench.cli.common import some
 from prior_bench.execution import Listener
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class PlainDisplay(Display):
         super().__init__(grid)
         self._told: tuple[str, str, int] | None = None
         self._told_at = 0.0
-        typer.echo(f"{len(grid.cells)} cells: {self.done} done, {len(grid.cells) - self.done} to run; "
+        typer.echo(f"{some(len(grid.cells), 'cell')}: {self.done} done, {len(grid.cells) - self.done} to run; "
                    f"results in {grid.request.output}")
 
     def weights(self, weights: Weights, phase: str, share: float, text: str) -> None:

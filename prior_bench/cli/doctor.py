@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from prior_bench.cli.common import CacheOption, DataRootOption, PluginOption, add_plugins, cache_folder, verb
+from prior_bench.cli.common import CacheOption, DataRootOption, PluginOption, add_plugins, cache_folder, some, verb
 from prior_bench.errors import UserError
 
 Status = Literal["ok", "note", "problem"]
@@ -44,7 +44,7 @@ def doctor(
             typer.echo(f"  {'PROBLEM ' if status == 'problem' else ''}{what}")
             if fix:
                 typer.echo(f"    fix: {fix}")
-    typer.echo(f"{problems} problems" if problems else "no problems")
+    typer.echo(some(problems, "problem") if problems else "no problems")
     if problems:
         raise typer.Exit(2)
 
@@ -94,8 +94,9 @@ def _device(device: str, precision: str) -> Iterator[Finding]:
     except UserError as error:
         yield "problem", error.what, error.fix or error.expected
         return
+    threads = some(torch.get_num_threads(), "thread")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield "ok", f"{device_name(chosen)}, {cores} cores, {torch.get_num_threads()} threads", ""
+    yield "ok", f"{device_name(chosen)}, {some(cores or 1, 'core')}, {threads}", ""
     yield "ok", f"precision {chosen.name}, channels_last", ""
     if torch.version.cuda and not torch.cuda.is_available():
         yield "note", f"torch is built for CUDA {torch.version.cuda} and finds no GPU here", ""
@@ -113,7 +114,7 @@ def _cache(folder: Path) -> Iterator[Finding]:
 
 
 def _data(data_root: Path | None, cache: Path) -> Iterator[Finding]:
-    """Real data that is missing is no problem until it is asked for, but a data root that was given is."""
+    """Real data that is missing is no problem until it is asked for, but a data root that is given and has none is."""
     from prior_bench import plugins
     from prior_bench.data.dataset import DATA_ROOT_VARIABLE, chosen_root
 
@@ -121,19 +122,29 @@ def _data(data_root: Path | None, cache: Path) -> Iterator[Finding]:
     if given is not None and not given.is_dir():
         yield ("problem", f"the data root {'is no folder' if given.exists() else 'does not exist'}: {given}",
                f"give the folder that holds the data sets as --data-root or in ${DATA_ROOT_VARIABLE}")
+    found = 0  # of those that need files
     for name in plugins.names("datasets"):
         try:
             kind = plugins.load("datasets", name)
             root = kind.find_root(data_root)
         except UserError as error:
-            yield "note", f"{name}: {error.what}", error.fix
+            yield "note", _said(name, error), ""
             continue
         if root is None:
             yield "ok", f"{name}: built in", ""
             continue
+        found += 1
         try:
             studies = kind(root=root, cache=cache).studies
             yield "ok", f"{name}: {len(studies)} studies in {root}", ""
         except UserError as error:
-            yield "problem", f"{name}: {error.what} ({error.where})", error.fix
+            yield "problem", _said(name, error), ""
+    if data_root is not None and data_root.is_dir() and not found:
+        yield ("problem", f"the data root holds no data set: {data_root}",
+               "give the folder in which the folders named above lie")
+
+
+def _said(name: str, error: UserError) -> str:
+    """All that an error says, in the lines below the data set's."""
+    return f"{name}: {error}".replace("\n", "\n  ")
 

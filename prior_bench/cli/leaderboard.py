@@ -15,7 +15,9 @@ from prior_bench.cli.common import (
     cache_folder,
     comma,
     counted,
+    some,
     verb,
+    warn,
 )
 
 
@@ -54,8 +56,8 @@ def leaderboard(
 
         done = archive.add(from_, results, AtHand(caches, data_root))
         for dataset, reason in done.unchecked.items():
-            typer.echo(f"warning: labels were not held against {dataset}: {reason}", err=True)
-        typer.echo(f"added {done.cells} cells to {results}; {done.known} were there already")
+            warn(f"labels were not held against {dataset}: {reason}")
+        typer.echo(f"added {some(done.cells, 'cell')} to {results}; {done.known} were there already")
     if not published:  # which has rows of its own
         some_result_files(results)
     folder = output or results
@@ -67,6 +69,6 @@ def leaderboard(
         plugins.load("datasets", name)  # a name that is none is told now
     site = None if html is None else Site(html, caches, data_root, tuple(comma(examples_of)))
     for warning in files.write(results, folder, caches / "leaderboard", published, site, figures, counted()):
-        typer.echo(f"warning: {warning}", err=True)
+        warn(warning)
     written = [*(folder / name for name in files.FILES), html and html / INDEX, figures]
     typer.echo(f"wrote {', '.join(str(path) for path in written if path is not None)}")

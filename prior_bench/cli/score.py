@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from prior_bench.cli.common import PluginOption, add_plugins, counted, verb
+from prior_bench.cli.common import PluginOption, add_plugins, counted, some, verb, warn
 
 
 @verb
@@ -18,10 +18,14 @@ def score(
     """Recompute every metric from the saved predictions; exit code 1 where a stored number differs."""
     add_plugins(plugin)
     from prior_bench.leaderboard.rebuild import problems
-    from prior_bench.results import some_results
+    from prior_bench.results import ignored, readable
 
-    found = some_results(results)
-    wrong = 0
+    found, broken = readable(results)
+    for text in ignored(results):
+        warn(text)
+    for path, problem in broken.items():
+        typer.echo(f"{path.stem}: {problem}")
+    wrong = len(broken)
     tell = counted()
     for done, result in enumerate(found, 1):
         said = problems(results, result)
@@ -30,7 +34,7 @@ def score(
             typer.echo(f"{result.cell.name}: {problem}")
         wrong += bool(said)
     metrics = sum(len(result.metrics) for result in found)
-    typer.echo(f"{results}: {len(found)} cells, {metrics} metrics; "
+    typer.echo(f"{results}: {some(len(found) + len(broken), 'cell')}, {some(metrics, 'metric')}; "
                + (f"in {wrong} of them a number differs or cannot be had" if wrong else
                   "all are what the predictions give"))
     if wrong:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prior_bench.cli.common import CacheOption, PluginOption, ResultsOption, add_plugins, cache_folder, verb
+from prior_bench.cli.common import CacheOption, PluginOption, ResultsOption, add_plugins, cache_folder, verb, warn
 from prior_bench.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -25,21 +25,47 @@ def show(
     plugin: PluginOption = None,
 ) -> None:
     """Print everything about one cell: metrics with intervals, seeds, settings, digests, provenance, warnings."""
-    folder = Path(cell).parent if Path(cell).name != cell else results
-    path = find(folder, Path(cell).name)
+    path = find(*place(cell, results))
+    folder = path.parent
     if json:
         typer.echo(path.read_text(encoding="utf-8"), nl=False)
         return
     add_plugins(plugin)
-    from prior_bench.leaderboard.rebuild import rebuild
+    from prior_bench.leaderboard.rebuild import check_installed, rebuild
     from prior_bench.leaderboard.tables import newest
-    from prior_bench.results import read_result, read_results
+    from prior_bench.results import predictions_path, read_result, readable
 
     result = read_result(path)
-    kept, _ = newest(list(read_results(folder)))  # as in the tables, whose draws come from these
+    check_installed(result)
+    found, broken = readable(folder)
+    for file, problem in broken.items():
+        warn(f"{file} is left out of the draws: {problem}")
+    kept, _ = newest(found)  # as in the tables, whose draws come from these
     shown = result in kept
-    rebuilt = rebuild(folder, kept if shown else [*kept, result], cache_folder(cache) / "leaderboard", [result])
+    if result.status == "done" and not predictions_path(folder, result.cell).is_file():
+        warn("the predictions are missing: the numbers are those that are stored, and have no intervals")
+        rebuilt = [stored(result)]
+    else:
+        there = [one for one in kept if predictions_path(folder, one.cell).is_file()]
+        rebuilt = rebuild(folder, there if shown else [*there, result], cache_folder(cache) / "leaderboard", [result])
     typer.echo("\n".join(describe(result, rebuilt[0] if rebuilt else None, shown)))
+
+
+def stored(result: Result) -> Rebuilt:
+    """A result whose numbers cannot be rebuilt, as it stands in its file."""
+    from prior_bench.leaderboard.rebuild import Rebuilt
+
+    return Rebuilt(result, {metric.name: metric for metric in result.metrics}, {})
+
+
+def place(cell: str, results: Path) -> tuple[Path, str]:
+    """The folder and the name in it: of a path, or of a name as it was typed, with a method's name as in the tables."""
+    from prior_bench.types import safe_name
+
+    path = Path(cell)
+    if len(path.parts) < 2 or (":" in cell and not path.parent.is_dir()):  # a name on the hub has a slash too
+        return results, safe_name("/".join(path.parts))
+    return path.parent, path.name
 
 
 def find(folder: Path, name: str) -> Path:
@@ -49,6 +75,10 @@ def find(folder: Path, name: str) -> Path:
     stem = name.removesuffix(".json").removesuffix(".parquet")
     names = [path.stem for path in some_result_files(folder)]
     found = [known for known in names if known == stem] or [known for known in names if known.startswith(stem)]
+    if not found and (other := next((path for path in (folder / name, Path(name)) if path.exists()), None)):
+        raise UserError(f"this is no cell but a {'folder' if other.is_dir() else 'file of another kind'}",
+                        where=str(other), expected=f"a file of a cell or its name, as {names[0]}",
+                        fix=f"see the .json files of {folder}")
     if not found:
         parts = stem.count("_") + 1
         beginnings = {"_".join(known.split("_")[:parts]) for known in names}  # as much of each name as was given

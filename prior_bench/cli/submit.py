@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from prior_bench.cli.common import CacheOption, DataRootOption, PluginOption, add_plugins, cache_folder, verb
+from prior_bench.cli.common import (
+    CacheOption,
+    DataRootOption,
+    PluginOption,
+    add_plugins,
+    cache_folder,
+    some,
+    verb,
+    warn,
+)
 
 
 @verb
@@ -24,10 +33,13 @@ def submit(
     add_plugins(plugin)
     from prior_bench.leaderboard import archive
     from prior_bench.leaderboard.truth import AtHand
+    from prior_bench.results import ignored
 
     path = output or Path(f"{results.resolve().name}.zip")
     done = archive.pack(results, path, AtHand(cache_folder(cache), data_root))
+    for text in ignored(results):
+        warn(text)
     for dataset, reason in done.unchecked.items():
-        typer.echo(f"warning: labels were not held against {dataset}: {reason}", err=True)
-    typer.echo(f"wrote {path}: {done.cells} cells, {path.stat().st_size / 2**20:.1f} MiB; "
+        warn(f"labels were not held against {dataset}: {reason}")
+    typer.echo(f"wrote {path}: {some(done.cells, 'cell')}, {path.stat().st_size / 2**20:.1f} MiB; "
                f"to add it: prior-bench leaderboard RESULTS --from {path}")

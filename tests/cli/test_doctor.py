@@ -42,7 +42,33 @@ def test_a_data_root_that_does_not_exist(tmp_path, monkeypatch, capsys):
         doctor.doctor(cache=tmp_path)
     text = capsys.readouterr().out
     assert f"PROBLEM the data root does not exist: {tmp_path / 'none'}" in text
-    assert "1 problems" in text
+    assert "\n1 problem\n" in text
+
+
+def test_a_data_root_without_data(tmp_path, monkeypatch, capsys):
+    root = tmp_path / "root"
+    root.mkdir()
+    with pytest.raises(typer.Exit) as exit_:
+        doctor.doctor(cache=tmp_path, data_root=root)
+    text = capsys.readouterr().out
+    assert exit_.value.exit_code == 2
+    assert f"  nih: the files of nih were not found\n    where: {root}/nih\n    expected: a folder nih/ in the" in text
+    assert "    fix: put the files" in text
+    assert f"  PROBLEM the data root holds no data set: {root}\n    fix: " in text
+    assert "\n1 problem\n" in text
+    monkeypatch.setenv("PRIOR_BENCH_DATA", str(root))
+    doctor.doctor(cache=tmp_path)
+    assert "no problems" in capsys.readouterr().out
+
+
+def test_a_data_root_with_one_broken_data_set(tmp_path, capsys):
+    (tmp_path / "nih").mkdir()
+    with pytest.raises(typer.Exit):
+        doctor.doctor(cache=tmp_path, data_root=tmp_path)
+    text = capsys.readouterr().out
+    assert "  PROBLEM nih: " in text
+    assert f"\n    where: {tmp_path}/nih" in text
+    assert "\n1 problem\n" in text
 
 
 def test_missing_libgl_is_a_problem(tmp_path, monkeypatch, capsys):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from prior_bench.cli import app, common
 from prior_bench.digests import digest_file
 from prior_bench.leaderboard.truth import AtHand
-from prior_bench.results import read_result
+from prior_bench.results import read_predictions, read_result, write_result
 
 CELL = "prior_zero-shot_zero-shot_phantom_phantom-5x40_p0_e14635655bc2"
 PATTERN = "*_zero-shot_zero-shot_phantom_phantom-5x40_*"
@@ -63,6 +63,17 @@ def test_compare(call, committed):
     assert "  +0." in labels
 
 
+def test_compare_two_recipes_of_one_method(call, committed):
+    folder = committed(PATTERN)
+    result = read_result(folder / f"{CELL}.json")
+    write_result(folder, replace(result, cell=replace(result.cell, recipe="ci[training.epochs=1]")),
+                 read_predictions(folder, result))
+    header, _, line, *_ = call("compare", "prior@small-long", "prior@ci[training.epochs=1]").splitlines()
+    assert header.split()[2:5] == ["prior@small-long", "prior@ci[training.epochs=1]", "prior@small-long"]
+    assert "small-long and ci[training.epochs=1]  auroc_macro" in line
+    assert "expected: two methods, or two recipes of one" in call("compare", "prior", "prior", code=2)
+
+
 def test_compare_fails_where_nothing_can_be_compared(call, committed):
     committed(PATTERN)
     assert call("compare", "prior", "random", code=2) == (
@@ -98,6 +109,40 @@ def test_show_warns(call, committed):
     assert "warning: the stored auroc_macro differs" in call("show", CELL)
 
 
+def test_show_takes_a_name_as_the_tables_have_it(call, committed):
+    folder = committed(PATTERN)
+    named = turned_into(folder, method="hf:org/vit_x")
+    assert named.startswith("hf-org-vit_x_zero-shot")
+    for name in ("hf:org/vit_x", "hf:org/vit_x_zero-shot", named, f"results/{named}.json", f"{named}.parquet"):
+        assert call("show", name).splitlines()[0] == named
+    assert "unknown beginning of a cell's name: 'hf-org-vit_y'" in call("show", "hf:org/vit_y", code=2)
+
+
+@pytest.mark.parametrize("name", ["LEADERBOARD.md", "results/LEADERBOARD.md", "results/leaderboard.json", "results",
+                                  "results/"])
+def test_show_of_what_is_no_cell(call, committed, name):
+    folder = committed(PATTERN)
+    for file in ("LEADERBOARD.md", "leaderboard.json"):
+        (folder / file).write_text("")
+    text = call("show", name, code=2)
+    path = folder / name.removeprefix("results").removeprefix("/")
+    assert f"error: this is no cell but a {'folder' if path == folder else 'file of another kind'}\n" in text
+    assert f"where: {path.relative_to(folder.parent)}\n" in text
+    assert f"as {CELL}" in text
+
+
+def test_show_of_a_cell_whose_predictions_are_missing(call, committed):
+    folder = committed(PATTERN, LINEAR)
+    (folder / f"{CELL}.parquet").unlink()
+    text = call("show", CELL)
+    assert "warning: the predictions are missing" in text
+    value = read_result(folder / f"{CELL}.json").metrics[0].value
+    line = next(line for line in text.splitlines() if line.startswith("auroc_macro "))
+    assert line.split()[1:3] == [f"{value:.4f}", "-"]
+    assert "provenance:" in text
+    assert "the predictions" not in call("show", "prior_classification")  # of another cell
+
+
 def test_show_names_the_nearest(call, committed):
     committed(PATTERN)
     assert "did you mean 'prior_zero-shot'" in call("show", "pior_zero-shot", code=2)
@@ -115,8 +160,34 @@ def test_score(call, committed):
     text = call("score", folder, code=1)
     assert f"{CELL}: auroc_macro is stored as 0.999 (" in text
     assert "in 1 of them a number differs" in text
+
+
+def test_a_broken_result(call, committed):
+    """Nothing is dropped from tables without a word; what looks at single cells goes on with the others."""
+    folder = committed(PATTERN)
     (folder / f"{CELL}.json").write_text("{")
-    assert "not a result" in call("score", folder, code=2)
+    for verb in (("leaderboard", folder), ("compare", "prior", "random"), ("submit", folder), ("show", CELL)):
+        text = call(*verb, code=2)
+        assert "error: not a result: " in text
+        assert f"{CELL}.json\n" in text
+        assert "fix: the `prior-bench run` that made it makes it anew" in text
+    text = call("score", folder, code=1)
+    assert f"{CELL}: not a result: " in text
+    assert "3 cells, 0 metrics; in 1 of them" in text
+    text = call("show", "random")
+    assert f"warning: results/{CELL}.json is left out of the draws: not a result: " in text
+    assert "not applicable: random has no text encoder" in text
+
+
+def test_a_file_that_is_no_result_by_its_name(call, committed):
+    folder = committed(PATTERN, LINEAR)
+    (folder / "foo.json").write_text("[1, 2]")
+    said = "warning: results/foo.json is ignored: its name is not that of a cell\n"
+    for verb in (("leaderboard", "results"), ("compare", "prior", "random"), ("score", "results"),
+                 ("submit", "results")):
+        assert said in call(*verb)
+    assert said not in call("show", CELL)
+    assert "foo" not in (folder / "LEADERBOARD.md").read_text()
 
 
 @pytest.mark.parametrize(("arguments", "whole"), [(["score", "results"], 3), (["leaderboard"], 3),
@@ -147,20 +218,44 @@ def test_predictions_that_cannot_be_read(call, committed, write):
     assert f"{CELL}: the predictions cannot be scored: " in call("score", folder, code=1)
 
 
-def test_a_cell_of_another_protocol_version(call, committed):
-    folder = committed(PATTERN)
+def turned_into(folder, **changes):
+    """CELL with another identity, in its own place; returns the new name."""
     result = read_result(folder / f"{CELL}.json")
-    result = replace(result, cell=replace(result.cell, protocol_version=2))
+    result = replace(result, cell=replace(result.cell, **changes))
     (folder / f"{CELL}.parquet").rename(folder / f"{result.cell.name}.parquet")
     (folder / f"{CELL}.json").unlink()
     (folder / f"{result.cell.name}.json").write_text(json.dumps(asdict(result)))
+    return result.cell.name
+
+
+def test_cells_of_a_task_that_is_not_installed(call, committed):
+    folder = committed(PATTERN, LINEAR)
+    name = turned_into(folder, task="pairing", mode="pairing")
+    said = ("1 result of the task 'pairing', which is not installed, is left out; "
+            "give its file as --plugin or install its package")
+    assert f"warning: {said}\n" in call("leaderboard", folder)
+    assert f"- {said}." in (folder / "LEADERBOARD.md").read_text()
+    text = call("compare", "prior", "random")
+    assert f"warning: {said}\n" in text
+    assert "classification (linear) on phantom/findings" in text
+    assert "not applicable: random has no text encoder" in call("show", "random_zero")
+    reason = "it cannot be recomputed: the task 'pairing' is not installed"
+    assert f"{name}: {reason}\n" in call("score", folder, code=1)
+    text = call("show", name, code=2)
+    assert f"error: {reason}\n  where: {name}\n  fix: give its file as --plugin" in text
+    assert reason in call("submit", folder, code=2)
+
+
+def test_a_cell_of_another_protocol_version(call, committed):
+    folder = committed(PATTERN)
+    name = turned_into(folder, protocol_version=2)
     reason = "protocol version 2 cannot be recomputed, this program has version 1"
-    assert reason in call("show", result.cell.name, code=2)
+    assert reason in call("show", name, code=2)
     assert reason in call("score", folder, code=1)
     assert reason in call("submit", folder, code=2)
-    assert "unknown method 'prior'" in call("compare", "prior", "random", code=2)
+    assert "error: all results of 'prior' are left out" in call("compare", "prior", "random", code=2)
     call("leaderboard", folder)
-    assert "1 results of protocol version 2 of zero-shot" in (folder / "LEADERBOARD.md").read_text()
+    assert "1 result of protocol version 2 of zero-shot" in (folder / "LEADERBOARD.md").read_text()
 
 
 def test_a_folder_without_results(call, tmp_path):

@@ -57,6 +57,19 @@ def test_runs_and_then_has_nothing_to_do(tmp_path):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "results").iterdir()} == written
 
 
+def test_broken_results_are_made_anew(tmp_path):
+    run(tmp_path)
+    first, second, *_ = results(tmp_path)
+    whole = first.read_text(), second.read_text()
+    first.write_text(whole[0][:100])
+    second.write_text("[1, 2]")
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "5 cells: 3 done, 2 to run" in done.stdout
+    again = first.read_text(), second.read_text()
+    assert [json.loads(text)["metrics"] for text in again] == [json.loads(text)["metrics"] for text in whole]
+
+
 def test_images_that_are_left_out_are_listed(tmp_path):
     done = run(tmp_path, "--max-bad-images", "2", "--dry-run", TOY_BAD="i7,i6")
     assert done.returncode == 0, done.stderr

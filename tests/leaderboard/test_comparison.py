@@ -106,8 +106,58 @@ def test_a_reference_may_have_another_recipe(committed, tmp_path):
         ("small-long", Comparison), ("small[image.weights=other.pth]", LeftOut)}
 
 
+def test_two_recipes_of_one_method(committed, tmp_path):
+    folder = committed("prior" + LINEAR.format(0), "random" + LINEAR.format(0))
+    (methods,) = compare(folder, ("prior", "random"), tmp_path / "memo")
+    stored_again(folder, "random", method="prior", recipe="ci[image.weights=a@b.pth]")
+    other = "prior@ci[image.weights=a@b.pth]"
+    (found,) = compare(folder, ("prior@small-long", other), tmp_path / "memo")
+    assert found.paired.interval == methods.paired.interval
+    assert found.place.recipe == "small-long and ci[image.weights=a@b.pth]"
+    (turned,) = compare(folder, (other, "prior@small-long"), tmp_path / "memo")
+    assert turned.paired.difference == -found.paired.difference
+    for pair in (("prior", other), (other, other), (other, "prior")):
+        with pytest.raises(UserError, match="'prior' is compared with itself"):
+            compare(folder, pair, tmp_path)
+
+
+def test_a_recipe_on_one_side(committed, tmp_path):
+    folder = committed("prior" + LINEAR.format(0), "random" + LINEAR.format(0), "prior" + ZERO_SHOT)
+    stored_again(folder, "random", recipe="small")
+    stored_again(folder, "prior", method="other", recipe="small")
+    found = compare(folder, ("prior@small-long", "random"), tmp_path / "memo")
+    assert [(str(one.place), type(one)) for one in found] == [
+        ("classification (linear) on phantom/findings, small-long, 10%", Comparison),
+        ("zero-shot on phantom/phantom-5x40, small-long", LeftOut)]
+    found = compare(folder, ("other@small", "prior"), tmp_path / "memo")
+    assert [one.reason for one in found] == ["prior: not run", "prior: not run"]
+    found = compare(folder, ("other@small", "prior@small-long"), tmp_path / "memo")
+    assert {one.paired.difference for one in found} == {0.0}
+
+
+def test_a_method_with_an_at_in_its_name(committed, tmp_path):
+    folder = committed("prior" + ZERO_SHOT)
+    stored_again(folder, "prior", method="prior@v2")
+    for name in ("prior@v2", "prior@v2@small-long"):
+        (found,) = compare(folder, ("prior", name), tmp_path / "memo")
+        assert found.paired.difference == 0.0
+
+
+def test_what_was_not_run(committed, tmp_path):
+    folder = committed(ZERO_SHOT)
+    with pytest.raises(UserError, match="the method 'gloria' is not in these results") as error:
+        compare(folder, ("prior", "gloria"), tmp_path)
+    assert error.value.expected == "one of prior, random, thumbnail"
+    assert error.value.fix == f"run it first: prior-bench run --method gloria --output {folder}"
+    with pytest.raises(UserError, match="the recipe 'ci' of 'prior' is not in these results") as error:
+        compare(folder, ("prior@ci", "random"), tmp_path)
+    assert (error.value.expected, error.value.fix) == ("one of small-long", "run it first")
+
+
 def test_names_that_are_not_there(committed, tmp_path):
     folder = committed(ZERO_SHOT)
+    with pytest.raises(UserError, match="unknown method 'piror'"):
+        compare(folder, ("piror@small", "random"), tmp_path)
     with pytest.raises(UserError, match="did you mean 'random'"):
         compare(folder, ("prior", "rnadom"), tmp_path)
     with pytest.raises(UserError, match="did you mean 'small-long'"):

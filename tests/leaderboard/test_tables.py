@@ -256,8 +256,8 @@ def test_earlier_weights_and_data_are_left_out(tmp_path):
     text, rows, _ = write(tmp_path)
     (row,) = [r for r in rows if r["metric"] == "error"]
     assert float(row["mean"]) < 0.6
-    assert "1 results of earlier weights of ours" in text
-    assert "1 results of other data or settings of toy-task" in text
+    assert "1 result of earlier weights of ours" in text
+    assert "1 result of other data or settings of toy-task" in text
 
 
 def test_results_of_this_program_are_kept_whatever_others_say_of_their_time(tmp_path):
