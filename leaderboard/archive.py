@@ -21,26 +21,23 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, BinaryIO
 
 import prior_bench
 from prior_bench.digests import digest_file
 from prior_bench.errors import UserError
+from prior_bench.files import check_writable, not_writable, sync_folder, write_file
 from prior_bench.leaderboard.installed import settings_digest
 from prior_bench.leaderboard.rebuild import problems
 from prior_bench.leaderboard.truth import AtHand, DataManifest, check
 from prior_bench.results import (
     check_predictions,
-    check_writable,
     finished,
-    not_writable,
     parse_json,
     predictions_path,
     read_results,
     result_path,
     some_results,
-    sync_folder,
-    write_file,
 )
 from prior_bench.types import Result
 
@@ -93,7 +90,7 @@ def pack(folder: Path, archive: Path, at_hand: AtHand) -> Done:
     _check_claims(found)
     digests = {path.name: digest_file(path) for path in sorted(files)}
     manifest = Manifest(prior_bench.__version__, digests, check(folder, found, at_hand))
-    write_file(archive, lambda temporary: _write(temporary, manifest, files))
+    write_file(archive, lambda file: _write(file, manifest, files))
     return Done(len(found), 0, at_hand.missing)
 
 
@@ -111,8 +108,8 @@ def _files(folder: Path, result: Result) -> list[Path]:
     return [result_path(folder, result.cell), *done]
 
 
-def _write(path: Path, manifest: Manifest, files: Iterable[Path]) -> None:
-    with zipfile.ZipFile(path, "w") as packed:
+def _write(archive: BinaryIO, manifest: Manifest, files: Iterable[Path]) -> None:
+    with zipfile.ZipFile(archive, "w") as packed:
         packed.writestr(_entry(MANIFEST), json.dumps(asdict(manifest), indent=1) + "\n")
         for file in sorted(files):
             with packed.open(_entry(file.name), "w", force_zip64=True) as target, open(file, "rb") as source:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prior_bench.files import write_file
 from prior_bench.leaderboard.page.plots import element_id
 from prior_bench.leaderboard.ranking import Overview, overviews
 from prior_bench.leaderboard.series import Chart, Line, Panel, charts
 from prior_bench.leaderboard.styles import Style, names, shades, styles
 from prior_bench.leaderboard.tables import Known, Row
-from prior_bench.results import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

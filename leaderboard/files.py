@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from prior_bench.files import write_text
 from prior_bench.leaderboard import figures, page, published
 from prior_bench.leaderboard.latex import latex
 from prior_bench.leaderboard.markdown import markdown
@@ -11,7 +12,7 @@ from prior_bench.leaderboard.rebuild import Tell
 from prior_bench.leaderboard.records import as_json, comma_separated
 from prior_bench.leaderboard.sheets import sheets
 from prior_bench.leaderboard.tables import known
-from prior_bench.results import LEADERBOARD_JSON, write_text
+from prior_bench.results import LEADERBOARD_JSON
 
 MARKDOWN, CSV, JSON, LATEX = "LEADERBOARD.md", "leaderboard.csv", LEADERBOARD_JSON, "leaderboard.tex"
 FILES = (CSV, JSON, LATEX, MARKDOWN)

@@ -7,7 +7,6 @@ methods, tasks, fractions and seeds in a folder. What was rebuilt is kept under 
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,8 +21,9 @@ import prior_bench
 from prior_bench import plugins
 from prior_bench.digests import digest_json, digest_sources
 from prior_bench.errors import UserError
+from prior_bench.files import not_writable, write_file
 from prior_bench.leaderboard import installed
-from prior_bench.results import check_predictions, not_writable, read_predictions
+from prior_bench.results import check_predictions, read_predictions
 from prior_bench.statistics import group_draws
 from prior_bench.task import Task
 from prior_bench.types import Metric, Result
@@ -149,15 +149,13 @@ def _rebuild(folder: Path, result: Result, draws: Mapping[str, np.ndarray], draw
 
 
 def _remember(file: Path, metrics: Iterable[Metric], replicates: Mapping[str, np.ndarray]) -> None:
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
     arrays: dict[str, Any] = {f"r:{name}": values for name, values in replicates.items()}
+    told = np.array(json.dumps([asdict(m) for m in metrics]))
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as handle:
-            np.savez_compressed(handle, metrics=np.array(json.dumps([asdict(m) for m in metrics])), **arrays)
-        os.replace(temporary, file)
     except OSError as error:
         raise not_writable(file.parent, error, "--cache") from error
+    write_file(file, lambda opened: np.savez_compressed(opened, metrics=told, **arrays), option="--cache")
 
 
 def _metric(values: dict[str, Any]) -> Metric:

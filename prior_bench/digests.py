@@ -53,7 +53,7 @@ def digest_file(path: Path, memo: Path | None = None) -> str:
     if note is not None:
         note.parent.mkdir(parents=True, exist_ok=True)
         temporary = note.with_suffix(f".{os.getpid()}")
-        temporary.write_text(h.hexdigest())
+        temporary.write_text(h.hexdigest())  # not synced: a large data set has many, and they can be lost
         os.replace(temporary, note)
     return h.hexdigest()
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from prior_bench import plugins, provenance, recipe_files, results, weights_folder
 from prior_bench.digests import digest_json
 from prior_bench.errors import UserError
+from prior_bench.files import check_writable, not_writable
 from prior_bench.grid import NO_SOURCE, Grid, PlannedCell, Weights, write_note
 from prior_bench.task import Context, NotApplicable, Task, evaluate
 from prior_bench.types import Cell, Result
@@ -68,8 +69,8 @@ class Summary:
 
 def execute(grid: Grid, listener: Listener) -> Summary:
     """Run what is missing. A UserError ends the run at once; a bug ends its cell only, and is in the summary."""
-    results.check_writable(grid.request.output, OUTPUT_NEEDS, "--output")
-    results.check_writable(grid.request.cache, CACHE_NEEDS, "--cache")
+    check_writable(grid.request.output, OUTPUT_NEEDS, "--output")
+    check_writable(grid.request.cache, CACHE_NEEDS, "--cache")
     check_recipes(grid)  # all of them before the first one is trained
     from prior_bench.engine.precision import choose
 
@@ -235,7 +236,7 @@ class _Runner:
             raise
         except Exception as error:  # a bug in one cell must not cost the others; it is shown with its traceback
             if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EROFS, errno.EDQUOT}:
-                raise results.not_writable(Path(error.filename or self.grid.request.cache), error) from error
+                raise not_writable(Path(error.filename or self.grid.request.cache), error) from error
             self.summary.failed[cell.name] = traceback.format_exc()
             self.summary.lost += 1
             self.listener.failed(planned, f"{type(error).__name__}: {error}")

@@ -11,11 +11,10 @@ changed; its JSON, which names its rows, is written last. Two processes share a 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +29,7 @@ from prior_bench.data.images import ImageStore
 from prior_bench.digests import digest_bytes, digest_json, digest_sources
 from prior_bench.engine.memory import in_batches
 from prior_bench.errors import UserError
+from prior_bench.files import write_file
 from prior_bench.weights import state_digest
 
 if TYPE_CHECKING:
@@ -248,8 +248,8 @@ class _Blocks:
     def add(self, keys: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
         index = {"keys": list(keys), "arrays": sorted(arrays)}
         for name, array in arrays.items():
-            self._write(f"{self.count}.{name}.npy", array)
-        self._write(f"{self.count}.json", index)
+            write_file(self.home / f"{self.count}.{name}.npy", partial(np.save, arr=array), locked=True)
+        write_file(self.home / f"{self.count}.json", lambda file: file.write(json.dumps(index).encode()), locked=True)
         self._register(index)
 
     def rows(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
@@ -269,17 +269,6 @@ class _Blocks:
         self.where |= {key: (self.count, row) for row, key in enumerate(index["keys"])}
         self.names = index["arrays"]
         self.count += 1
-
-    def _write(self, name: str, content: np.ndarray | dict[str, list[str]]) -> None:
-        temporary = self.home / f"{name}.tmp"
-        with open(temporary, "wb") as file:
-            if isinstance(content, np.ndarray):
-                np.save(file, content)
-            else:
-                file.write(json.dumps(content).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.home / name)
 
 
 def _check_features(arrays: Mapping[str, np.ndarray], keys: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from prior_bench import plugins, recipe_files, results, weights_folder
 from prior_bench.digests import digest_json, digest_sources
 from prior_bench.errors import UserError, unknown_name
+from prior_bench.files import write_text
 from prior_bench.types import FRACTIONS, Cell
 from prior_bench.weights_folder import WeightsFolder, weights_digest
 
@@ -419,7 +420,7 @@ def read_note(cache: Path, key: str) -> str | None:
 
 def write_note(cache: Path, key: str, weights_digest: str) -> None:
     _note(cache, key).parent.mkdir(parents=True, exist_ok=True)
-    results.write_text(_note(cache, key), json.dumps({"weights_digest": weights_digest}))
+    write_text(_note(cache, key), json.dumps({"weights_digest": weights_digest}))
 
 
 def _note(cache: Path, key: str) -> Path:
@@ -467,5 +468,5 @@ def bad_images(opened: Opened, cache: Path) -> dict[str, str]:
     with ThreadPoolExecutor() as pool:
         bad = {id: reason for id, reason in zip(ids, pool.map(problem, ids), strict=True) if reason is not None}
     memo.parent.mkdir(parents=True, exist_ok=True)
-    results.write_text(memo, json.dumps(bad))
+    write_text(memo, json.dumps(bad))
     return bad

@@ -1,7 +1,7 @@
 """The result store: one JSON and one Parquet file a cell; a kill at any moment leaves all of it or nothing.
 
 Predictions are written first and the JSON last, so the JSON is the commit point: where it lies, the cell is done. Each
-file is written to a temporary name, fsynced and renamed, and the folder is fsynced. The schema is strict: unknown or
+file is written in one step (files.py). The schema is strict: unknown or
 missing fields, wrong types, NaN and infinities are refused, on writing and on reading.
 """
 
@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from prior_bench.digests import digest_file
 from prior_bench.errors import UserError
+from prior_bench.files import write_file
 from prior_bench.types import Cell, Result
 
 if TYPE_CHECKING:
@@ -102,24 +101,14 @@ def write_result(folder: Path, result: Result, predictions: Predictions | None) 
     provenance = dict(result.provenance)
     if predictions is not None:
         path = predictions_path(folder, result.cell)
-        _commit(path, lambda temporary: _write_table(temporary, predictions))
+        write_file(path, lambda file: _write_table(file, predictions), locked=True)
         provenance["predictions"] = digest_file(path)
     stored = replace(result, details=jsonable(result.details), provenance=jsonable(provenance))
     text = json.dumps(asdict(stored), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     _check_provenance(_parse(Result, json.loads(text), "result"))  # what could not be read back is never written
     path = result_path(folder, result.cell)
-    _commit(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_file(path, lambda file: file.write(text.encode()), locked=True)
     return path
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in one step (see `write_file`)."""
-    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file in one step: a reader sees the old content or the new, whoever else writes it meanwhile."""
-    _commit(path, write, f".{os.getpid()}")
 
 
 def jsonable(value: Any) -> Any:
@@ -141,35 +130,12 @@ def jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be stored in a result")
 
 
-def _write_table(path: Path, predictions: Predictions) -> None:
+def _write_table(file: BinaryIO, predictions: Predictions) -> None:
     import pyarrow.parquet
 
     extra = json.dumps(jsonable(predictions.extra), allow_nan=False, sort_keys=True)
     table = predictions.table.replace_schema_metadata({_EXTRA: extra.encode()})
-    pyarrow.parquet.write_table(table, path, compression="zstd")
-
-
-def _commit(path: Path, write: Callable[[Path], object], writer: str = "") -> None:
-    """Write to a temporary name, fsync, rename, fsync the folder. A cell's lock, or `writer`, makes it ours."""
-    temporary = path.with_name(f".{path.name}{writer}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise not_writable(path, error) from error
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    pyarrow.parquet.write_table(table, file, compression="zstd")
 
 
 # -------------------------------------------------------------------------------------------- reading
@@ -341,40 +307,3 @@ def _check(condition: bool, expected: str, value: Any, where: str) -> None:
 
 def _join(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
-
-
-# ------------------------------------------------------------------------------- before computing
-
-
-def check_writable(folder: Path, need: int, option: str) -> None:
-    """Find a full disk or a read-only folder before computing, not after.
-
-    Args:
-        folder: where files will be written; made if it is not there.
-        need: bytes that should be free.
-        option: the option that names the folder, for the message.
-    """
-    probe = folder / f".probe-{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(probe, "wb") as file:
-            file.write(b"x" * 4096)
-            file.flush()
-            os.fsync(file.fileno())
-        probe.unlink()
-    except OSError as error:
-        raise not_writable(folder, error, option) from error
-    free = shutil.disk_usage(folder).free
-    if free < need:
-        raise UserError(f"the disk is nearly full: {free / 2**20:.0f} MiB are free", where=str(folder),
-                        expected=f"{need / 2**20:.0f} MiB or more",
-                        fix=f"free space, or give another folder with {option}")
-
-
-def not_writable(path: Path, error: OSError, option: str = "--output or --cache") -> UserError:
-    if isinstance(error, (FileExistsError, NotADirectoryError)):
-        file = next((one for one in (path, *path.parents) if one.is_file()), path)
-        return UserError("cannot write: this is a file", where=str(file), expected="a folder",
-                         fix=f"give another folder with {option}")
-    return UserError(f"cannot write: {error.strerror or error}", where=str(path),
-                     fix=f"free space or permissions there, or give another folder with {option}")

@@ -52,8 +52,9 @@ def test_not_applicable_has_no_predictions(tmp_path):
 def test_predictions_come_first(tmp_path, monkeypatch):
     """A kill between the two files leaves a cell that is not done."""
     names = []
-    commit = results._commit
-    monkeypatch.setattr(results, "_commit", lambda path, write: (names.append(path.suffix), commit(path, write)))
+    write = results.write_file
+    monkeypatch.setattr(results, "write_file", lambda path, *more, **named: (names.append(path.suffix),
+                                                                             write(path, *more, **named)))
     results.write_result(tmp_path, RESULT, predictions())
     assert names == [".parquet", ".json"]
 
@@ -79,7 +80,7 @@ def test_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match="No space left"):
         results.write_result(tmp_path, RESULT, predictions())
     assert list(tmp_path.iterdir()) == []
@@ -196,18 +197,3 @@ def test_jsonable_converts_numpy():
     assert results.jsonable(values) == {"a": 0.5, "b": [1.0, None], "3": 2, "c": [1, 2], "d": True}
     with pytest.raises(TypeError, match="object cannot be stored"):
         results.jsonable(object())
-
-
-def test_output_that_cannot_be_written_is_found(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write") as error:
-        results.check_writable(tmp_path / "file" / "results", 1, "--output")
-    assert "--output" in str(error.value)
-    assert (error.value.where, error.value.expected) == (str(tmp_path / "file"), "a folder")
-    results.check_writable(tmp_path / "new", 1, "--output")
-    assert list((tmp_path / "new").iterdir()) == []
-
-
-def test_full_disk_is_found(tmp_path):
-    with pytest.raises(UserError, match="nearly full"):
-        results.check_writable(tmp_path, 1 << 62, "--cache")

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from prior_bench import plugins, provenance, recipe_files
 from prior_bench.errors import UserError, unknown_name
+from prior_bench.files import check_writable, write_text
 from prior_bench.leaderboard.gate.options import Options
 from prior_bench.leaderboard.gate.report import Finding
-from prior_bench.results import check_writable, parse_json, write_text
+from prior_bench.results import parse_json
 
 if TYPE_CHECKING:
     from prior_bench.engine.precision import Precision

@@ -21,13 +21,13 @@ from PIL import Image
 
 import prior_bench
 from prior_bench.errors import UserError
+from prior_bench.files import write_text
 from prior_bench.leaderboard import published as published_numbers
 from prior_bench.leaderboard import sheets
 from prior_bench.leaderboard.page import examples, plots, provenance, view
 from prior_bench.leaderboard.published import Published
 from prior_bench.leaderboard.styles import Style, styles
 from prior_bench.leaderboard.tables import Known
-from prior_bench.results import write_text
 
 INDEX = "index.html"
 ASSETS, DATA, IMAGES = "assets", "data", "images"

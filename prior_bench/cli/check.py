@@ -55,9 +55,9 @@ def check(
     wanted = tuple(seeds(seed, "--seed")) if seed else ()
     add_plugins(plugin)
     from prior_bench.engine.precision import choose
+    from prior_bench.files import check_writable
     from prior_bench.leaderboard.gate.options import Options
     from prior_bench.leaderboard.gate.report import as_json, as_junit, as_text
-    from prior_bench.results import check_writable
 
     home = cache_folder(cache)
     check_writable(home, 1 << 20, "--cache")

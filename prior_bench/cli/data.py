@@ -37,7 +37,7 @@ def show(
                         expected=f"a file that ends in {', '.join(PICTURES)}", fix="leave it out, or give such a name")
     opened = _open(dataset, cache, data_root)
     from prior_bench.data.contact_sheet import contact_sheet
-    from prior_bench.results import check_writable
+    from prior_bench.files import check_writable
 
     check_writable(path.parent, 1 << 24, "--output")
     contact_sheet(opened, studies, seed).save(path)

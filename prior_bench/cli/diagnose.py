@@ -28,6 +28,7 @@ def diagnose(
     from prior_bench import grid, results
     from prior_bench.engine.precision import choose
     from prior_bench.engine.pretrain import log_file, read_log
+    from prior_bench.files import check_writable, write_text
     from prior_bench.weights import load_method
     from prior_bench.weights_folder import find, weights_digest
 
@@ -36,7 +37,7 @@ def diagnose(
         weights = ours.path
     method = load_method(weights)
     data = grid.open_dataset(dataset, grid.Request(methods=[method.name], cache=home, data_root=data_root))
-    results.check_writable(output, 1 << 20, "--output")
+    check_writable(output, 1 << 20, "--output")
     method.to(choose(device).device)
     rows = read_log(log_file(weights))
     if not rows:
@@ -46,7 +47,7 @@ def diagnose(
     found = look(method, rows, data.dataset, output, home / "images", typer.echo)
     about = {"method": method.name, "weights": weights_digest(weights), "dataset": dataset, "data": data.digest}
     content = json.dumps(results.jsonable({**about, **found}), indent=1)
-    results.write_text(output / "diagnosis.json", content + "\n")
+    write_text(output / "diagnosis.json", content + "\n")
     for line in _summary(found):
         typer.echo(line)
     typer.echo(f"wrote {output}")

@@ -104,7 +104,7 @@ def _device(device: str, precision: str) -> Iterator[Finding]:
 
 def _cache(folder: Path) -> Iterator[Finding]:
     from prior_bench.execution import CACHE_NEEDS
-    from prior_bench.results import check_writable
+    from prior_bench.files import check_writable
 
     try:
         check_writable(folder, CACHE_NEEDS, "--cache")

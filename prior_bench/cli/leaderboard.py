@@ -44,9 +44,10 @@ def leaderboard(
 ) -> None:
     """Write the tables (Markdown, CSV, JSON, LaTeX) from results, every number rebuilt from the saved predictions."""
     from prior_bench import plugins
+    from prior_bench.files import check_writable
     from prior_bench.leaderboard import files
     from prior_bench.leaderboard.page import INDEX, Site
-    from prior_bench.results import check_writable, some_result_files
+    from prior_bench.results import some_result_files
 
     add_plugins(plugin)
     caches = cache_folder(cache)

@@ -25,7 +25,7 @@ from prior_bench.cli.common import (
 from prior_bench.cli.run import overrides
 from prior_bench.engine.pretrain import log_file
 from prior_bench.errors import UserError
-from prior_bench.files import replace_folder
+from prior_bench.files import check_writable, replace_folder
 from prior_bench.weights_folder import META
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def pretrain(
 ) -> None:
     """Pre-train a method. The same command again continues after a kill, and is done at once when it is complete."""
     add_plugins(plugin)
-    from prior_bench import grid, plugins, provenance, recipe_files, recipes, results
+    from prior_bench import grid, plugins, provenance, recipe_files, recipes
     from prior_bench.engine.pretrain import pretrain as train
 
     home = cache_folder(cache)
@@ -66,7 +66,7 @@ def pretrain(
     data = grid.open_dataset(dataset, request).dataset
     tell_left_out(data)
     if output is not None:
-        results.check_writable(output.parent, 1 << 20, "--output")
+        check_writable(output.parent, 1 << 20, "--output")
         _check_replaceable(output)
     from prior_bench.engine.precision import choose
 

@@ -65,7 +65,7 @@ def convert(
     if out.suffix != ".safetensors" or out.exists() or not out.parent.is_dir():
         raise UserError("this is not a place for the converted file", where=str(out),
                         expected="a name that ends in .safetensors, in a folder that exists, and is not taken")
-    from prior_bench.results import check_writable
+    from prior_bench.files import check_writable
     from prior_bench.state_files import read_trusted, write_state
 
     check_writable(out.parent, file.stat().st_size if file.is_file() else 0, "OUT.safetensors")

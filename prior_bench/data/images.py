@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from prior_bench.data import geometry
 from prior_bench.data.geometry import Geometry
 from prior_bench.digests import digest_file, digest_json, digest_sources
 from prior_bench.errors import UserError
+from prior_bench.files import write_file
 
 if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
@@ -175,16 +177,10 @@ class _Blocks:
             self._index(int(index.stem), json.loads(index.read_text()))
 
     def add(self, images: np.ndarray, keys: Sequence[str], stamps: dict[str, str]) -> None:
-        """Write a block: data first, index last, each under a temporary name until it is whole."""
+        """Write a block: data first, index last."""
         number, index = self.count, {"keys": list(keys), "stamps": stamps}
-        for name, write in ((f"{number}.npy", lambda f: np.save(f, images)),
-                            (f"{number}.json", lambda f: f.write(json.dumps(index).encode()))):
-            temporary = self.home / f"{name}.tmp"
-            with open(temporary, "wb") as f:
-                write(f)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temporary, self.home / name)
+        write_file(self.home / f"{number}.npy", partial(np.save, arr=images), locked=True)
+        write_file(self.home / f"{number}.json", lambda file: file.write(json.dumps(index).encode()), locked=True)
         self._index(number, index)
 
     def row(self, key: str) -> np.ndarray:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from prior_bench.errors import UserError
-from prior_bench.results import sync_folder
+from prior_bench.files import sync_folder
 
 FORMAT = 1
 

@@ -109,7 +109,7 @@ def pretrain(method_name: str, recipe: Recipe, dataset: Dataset, *, seed: int, p
 
     from prior_bench.engine.processes import processes
     from prior_bench.engine.training import Run
-    from prior_bench.results import check_writable
+    from prior_bench.files import check_writable
 
     folder = run_folder(cache, key)
     check_writable(folder, 1 << 20, "--cache")

@@ -7,7 +7,6 @@ draw from, lies in the checkpoint. So a killed run, resumed on CPU, ends in the 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,6 @@ from torch.utils.data import DataLoader
 from prior_bench import plugins
 from prior_bench.data.images import ImageStore
 from prior_bench.engine import memory
-from prior_bench.engine.checkpoint import sync_folder
 from prior_bench.engine.hooks import CHECKPOINT, Keep, Log, Stages
 from prior_bench.engine.precision import choose
 from prior_bench.engine.pretrain import LOG, Report, read_log
@@ -31,8 +29,8 @@ from prior_bench.engine.processes import Group
 from prior_bench.engine.runner import QuietRunner, seed_everything
 from prior_bench.engine.samples import Positions, Samples, training_studies
 from prior_bench.errors import UserError
+from prior_bench.files import check_writable, write_text
 from prior_bench.method import Batch, Method
-from prior_bench.results import check_writable
 
 if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
@@ -248,8 +246,5 @@ class Run:
 
         save_weights(self.folder / "weights", self.method.eval(), self.recipe, provenance)
         draw_losses(read_log(self.folder / LOG), self.folder / "loss_curves.png")
-        temporary = self.folder / ".done.json"
-        temporary.write_text(json.dumps(provenance, indent=2))
-        os.replace(temporary, self.folder / "done.json")
-        sync_folder(self.folder)
+        write_text(self.folder / "done.json", json.dumps(provenance, indent=2))
         (self.folder / CHECKPOINT).unlink(missing_ok=True)

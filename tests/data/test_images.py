@@ -252,7 +252,7 @@ def test_full_disk_is_a_user_error(files, tmp_path, monkeypatch):
     def full(*_args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(images.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match="No space left"):
         ImageStore.open(files, list(files.records), SPEC, tmp_path / "store")
 
