@@ -219,7 +219,8 @@ def _plain(summary: Summary | None) -> Shown:
 
 def from_baseline(table: Table, row: Row, fraction: float | None) -> Paired | None:
     """A row minus the untrained encoder of its recipe in the main metric; None where one has no value."""
-    base = next((r for r in table.entries if r.method == BASELINE and r.recipe == row.recipe), row)
+    wanted = (BASELINE, row.untrained_recipe)
+    base = next((other for other in table.entries if (other.method, other.recipe) == wanted), row)
     return None if base == row or table.main is None else difference(table, row, base, fraction, table.main.name)
 
 

@@ -8,6 +8,7 @@ method differs; a track is ranked by itself (ranking.py).
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
@@ -39,6 +40,14 @@ class Row:
     def reference(self) -> bool:
         """Whether no pre-training made the weights: shown below a line, never ranked."""
         return self.source == NO_SOURCE
+
+    @property
+    def untrained_recipe(self) -> str:
+        """The recipe of references with the same encoder: a changed training, as in small[training.epochs=1], is left
+        out of theirs (grid.py)."""
+        name, _, changes = self.recipe.partition("[")
+        changed = re.findall(r"(?:^|,)([\w.]+)=", changes)
+        return name if all(key.startswith("training.") for key in changed) else self.recipe
 
     @property
     def label(self) -> str:

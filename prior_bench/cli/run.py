@@ -19,6 +19,7 @@ from prior_bench.cli.common import (
     counted,
     numbers,
     seeds,
+    some,
     tell_left_out,
     verb,
 )
@@ -113,7 +114,7 @@ def overrides(pairs: list[str]) -> dict[str, Any]:
 def describe(planned: Grid) -> str:
     """What `--dry-run` prints: the weights, the cells, which are done."""
     missing = set(planned.missing)
-    lines = [f"{len(planned.cells)} cells: {len(planned.cells) - len(missing)} done, {len(missing)} to run; "
+    lines = [f"{some(len(planned.cells), 'cell')}: {len(planned.cells) - len(missing)} done, {len(missing)} to run; "
              f"results in {planned.request.output}", "", "weights:"]
     for weights in dict.fromkeys(cell.weights for cell in planned.cells):
         lines.append(f"  {weights.title}: {_state(weights)}")
@@ -150,7 +151,7 @@ def _carry_out(planned: Grid, ray: str | None, plugin_files: list[Path]) -> None
     for name, trace in summary.failed.items():
         typer.echo(f"\nfailed: {name}\n{trace}", err=True)
     others = "; the others are stored" if summary.lost < len(planned.cells) else ""
-    typer.echo(f"{summary.lost} cells failed with the errors above{others}. Of a method of your own, "
+    typer.echo(f"{some(summary.lost, 'cell')} failed with the errors above{others}. Of a method of your own, "
                "`prior-bench check-method NAME` says which rules it breaks.", err=True)
     raise typer.Exit(1)
 

@@ -106,7 +106,7 @@ def describe(result: Result, rebuilt: Rebuilt | None, in_tables: bool) -> Iterat
             yield from ["", f"{title}:", _yaml(values)]
     yield ""
     if not in_tables:
-        yield "warning: the tables leave this cell out: the folder has newer weights, data or settings"
+        yield "warning: the tables leave this cell out: the folder has newer weights, or other data or settings"
     yield from (f"warning: {text}" for text in remarks(result, rebuilt))
 
 

@@ -138,6 +138,18 @@ def test_difference_to_random_is_paired(tmp_path):
     assert "| random (small)" not in after
 
 
+def test_the_untrained_encoder_of_a_changed_training_is_that_of_the_recipe(tmp_path):
+    changes = {"short": "training.epochs=1", "betas": "training.betas=[0.9, 0.5],training.epochs=1",
+               "size": "image.size=64"}
+    for name, change in changes.items():
+        store(tmp_path, cell(name, recipe=f"small[{change}]"), 0.3)
+    store(tmp_path, cell("random", source="none"), 0.6)
+    after = write(tmp_path)[0].partition("Difference to `random`")[2].partition("Variation")[0]
+    assert "-0.3" in line(after, "short")
+    assert "-0.3" in line(after, "betas")
+    assert "| size (" not in after  # which is another encoder
+
+
 def test_not_run_is_not_not_applicable(tmp_path):
     store(tmp_path, cell("ours", fraction=0.1), 0.5)
     store(tmp_path, cell("other", fraction=1.0), 0.5)
