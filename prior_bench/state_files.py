@@ -11,6 +11,7 @@ import io
 import pickle
 import pickletools
 import re
+import shlex
 import sys
 import zipfile
 from collections import OrderedDict
@@ -97,6 +98,20 @@ def _state_of(content: Any, file: Path) -> dict[str, Tensor]:
     return state
 
 
+def inspecting(file: Path) -> str:
+    """The command that says what a file holds."""
+    return f"prior-bench weights inspect {shlex.quote(str(file))}"
+
+
+def check_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights that are no numbers, before anything is computed with them."""
+    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise UserError(f"{len(broken)} of {len(state)} tensors hold NaN or infinite numbers: {', '.join(broken[:3])}",
+                        where=source, expected="finite weights",
+                        fix="take another checkpoint, from before the training diverged, or download it again")
+
+
 @contextmanager
 def converting(file: Path | None = None) -> Iterator[None]:
     """Around code that renames, cuts and joins the tensors of a file by their names: they may have any shape."""
@@ -107,7 +122,7 @@ def converting(file: Path | None = None) -> Iterator[None]:
     except Exception as error:
         raise UserError(f"tensors in the weights file have other shapes than their names tell: {_reason(error)}",
                         where=str(file) if file else "", expected="the shapes of the layout that the names are of",
-                        fix="see `prior-bench weights inspect`; the file may be damaged") from error
+                        fix=f"{f'see `{inspecting(file)}`; ' if file else ''}the file may be damaged") from error
 
 
 def _load_tensors(file: Path) -> Any:
@@ -314,7 +329,8 @@ def _read_torch(file: Path) -> Any:
             where=str(file),
             expected="a file that torch.load(weights_only=True) accepts",
             fix="unpickling can run any code: if you trust its source, take out its tensors once with "
-                f"`prior-bench weights convert --trust {file.name} {file.stem}.safetensors`"
+                f"`prior-bench weights convert --trust {shlex.quote(str(file))} "
+                f"{shlex.quote(f'{file.stem}.safetensors')}`"
         ) from error
     except Exception as error:  # of a damaged file torch raises almost any
         raise _unreadable(file, error) from error

@@ -21,7 +21,7 @@ from prior_bench import plugins, recipe_files, recipes
 from prior_bench.digests import digest_array, digest_json
 from prior_bench.errors import UserError
 from prior_bench.files import replace_folder
-from prior_bench.state_files import converting, read_state, write_state
+from prior_bench.state_files import check_finite, converting, read_state, write_state
 from prior_bench.weights_folder import META, RECIPE, TOKENIZER, WEIGHTS, read_json
 
 if TYPE_CHECKING:
@@ -55,9 +55,24 @@ class Coverage:
         return self.loaded.get(part, 0) / expected if expected else 1.0
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{part} {self.loaded.get(part, 0)}/{n} keys ({100 * self.share(part):.0f} %)"
+        parts = ", ".join(f"{part} {self.loaded.get(part, 0)}/{n} keys ({_percent(self.share(part))} %)"
                           for part, n in self.expected.items())
         return f"loaded {parts}; {len(self.missing)} missing, {len(self.unexpected)} unexpected"
+
+    def first(self) -> str:
+        """The first keys on each side that have no counterpart."""
+        return (f"first missing: {', '.join(self.missing[:3]) or 'none'}; "
+                f"first unexpected: {', '.join(self.unexpected[:3]) or 'none'}")
+
+
+def _percent(share: float) -> str:
+    """100 for all alone, 0 for none alone."""
+    shown = f"{100 * share:.0f}"
+    return shown if share in (0, 1) or shown not in ("0", "100") else f"{min(max(100 * share, 0.1), 99.9):.1f}"
+
+
+def _size(value: Tensor) -> str:
+    return " x ".join(map(str, value.shape)) or "one number"
 
 
 def part_of(key: str) -> str:
@@ -76,7 +91,7 @@ def coverage_of(module: nn.Module, state: Mapping[str, Tensor], whole: str | Non
         if key in state and state[key].shape == value.shape:
             loaded[part] = loaded.get(part, 0) + 1
         else:
-            has = f" (shape {tuple(state[key].shape)} instead of {tuple(value.shape)})" if key in state else ""
+            has = f" (it is {_size(state[key])} there, {_size(value)} here)" if key in state else ""
             missing.append(key + has)
     return Coverage(loaded, expected, tuple(missing), tuple(key for key in state if key not in own))
 
@@ -107,6 +122,7 @@ def load_checkpoint(method: Method, file: Path, allow_partial: bool = False) -> 
                         fix=f"choose the recipe that the file was made with; first missing: "
                             f"{', '.join(coverage.missing[:3]) or 'none'}; first unexpected: "
                             f"{', '.join(coverage.unexpected[:3]) or 'none'}; or allow partial weights by name")
+    check_finite({key: value for key, value in state.items() if key not in coverage.unexpected}, str(file))
     fit_state(method, state)
     if text == 0 and method.has_text:
         method.has_text = False
