@@ -21,6 +21,7 @@ from prior_bench import plugins, recipe_files, recipes
 from prior_bench.digests import digest_array, digest_json
 from prior_bench.errors import UserError
 from prior_bench.files import replace_folder
+from prior_bench.layouts import recognise
 from prior_bench.state_files import check_finite, converting, read_state, write_state
 from prior_bench.weights_folder import META, RECIPE, TOKENIZER, WEIGHTS, read_json
 
@@ -104,6 +105,12 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor], whole: str | None 
     return coverage
 
 
+def serving(layout: str) -> list[tuple[str, str]]:
+    """The methods, each with its recipe, that load whole files of a layout."""
+    served = {name: recipe_files.released(recipe_files.recipe_file(name)) for name in plugins.names("methods")}
+    return [(name, recipes[layout]) for name, recipes in served.items() if layout in recipes]
+
+
 def load_checkpoint(method: Method, file: Path, allow_partial: bool = False) -> Coverage:
     """Fill a method from a weights file of ours or, by `Method.adapt_checkpoint`, of its authors.
 
@@ -112,16 +119,18 @@ def load_checkpoint(method: Method, file: Path, allow_partial: bool = False) -> 
     """
     file = Path(file)
     state = read_state(file / WEIGHTS if file.is_dir() else file)
+    layout = recognise(state)
     with converting(file):
         state = method.adapt_checkpoint(state)
     coverage = coverage_of(method, state)
     image, text = coverage.share(IMAGE), coverage.share(TEXT)
     if not allow_partial and (image < 1 or 0 < text < 1):
+        serves = [f"--method {name} --recipe {recipe}" for name, recipe in serving(layout.name if layout else "")]
+        recipe = (f"{' or '.join(serves)} serves files of {layout.title}" if layout and serves else
+                  "choose the recipe that the file was made with")
         raise UserError(f"the file does not fit the {method.name} model: {coverage}", where=str(file),
                         expected="every weight of the image encoder, and of the text encoder if there is one",
-                        fix=f"choose the recipe that the file was made with; first missing: "
-                            f"{', '.join(coverage.missing[:3]) or 'none'}; first unexpected: "
-                            f"{', '.join(coverage.unexpected[:3]) or 'none'}; or allow partial weights by name")
+                        fix=f"{recipe}; {coverage.first()}; or take it partly random by --allow-partial-weights")
     check_finite({key: value for key, value in state.items() if key not in coverage.unexpected}, str(file))
     fit_state(method, state)
     if text == 0 and method.has_text:

@@ -131,6 +131,9 @@ def missing(family: str, name: str, error: Exception, expected: str, fix: str = 
             ) -> UserError:
     """The error of an encoder that cannot be had. `local` is the file or folder that it was to come from, if there is
     one; a file there that cannot be read at all is told in its place."""
+    if local is not None and not local.exists() and _is_path(name):
+        return UserError(f"the folder or file of {family} does not exist", where=name, expected=expected,
+                         fix="check the path")
     if local is None or not local.exists():
         return UserError(f"the encoder {name!r} of {family} could not be loaded: {_reason(error)}", where="--method",
                          expected=expected,
@@ -140,6 +143,11 @@ def missing(family: str, name: str, error: Exception, expected: str, fix: str = 
     return UserError(f"{family} cannot load the encoder {name!r}: {_reason(error)}", where=str(local),
                      expected=expected, fix=fix or "check that its files are complete and belong together; "
                                                    "`prior-bench weights inspect FILE` says what one holds")
+
+
+def _is_path(name: str) -> bool:
+    """Names on the hub have at most one slash, inside."""
+    return name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1
 
 
 def _reason(error: Exception) -> str:

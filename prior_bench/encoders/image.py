@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from prior_bench.errors import UserError, unknown_name
 from prior_bench.layouts import image_state, recognise
 from prior_bench.recipes import ImageEncoderSpec
-from prior_bench.state_files import check_finite, converting, inspecting, read_state
+from prior_bench.state_files import check_finite, converting, read_state
 from prior_bench.types import ImageInput
 from prior_bench.weights import IMAGE, Coverage, coverage_of, fit_state
+from prior_bench.weights_file import inspecting
 
 STRIDES = (4, 8, 16, 32)
 

@@ -235,4 +235,4 @@ def _from_hub(factory: Any, name: str) -> Any:
         reason = str(error).splitlines()[0]
         raise UserError(f"the text encoder {name!r} could not be loaded: {reason}", where="text.name",
                         expected="a transformers model on the hub or in a local folder",
-                        fix="download the model once and give text.name its folder") from error
+                        fix="download the model once and give its folder: --set text.name=FOLDER") from error

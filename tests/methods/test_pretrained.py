@@ -57,6 +57,8 @@ def test_timm_without_a_name_or_with_an_unknown_one():
         build("timm:")
     with pytest.raises(UserError, match="resnet50"):
         build("timm:resnet50.nobody_in1k")
+    with pytest.raises(UserError, match=r"see timm\.list_pretrained\(\)"):
+        build("timm:nonsense")
 
 
 # ----------------------------------------------------------------------------------------- OpenCLIP
@@ -390,8 +392,10 @@ def test_transformers_is_quiet_about_what_is_checked_here(tmp_path, capfd, caplo
 
 
 def test_a_folder_that_is_no_model(tmp_path):
-    with pytest.raises(UserError, match="local folder"):
+    with pytest.raises(UserError, match="does not exist") as error:
         build(f"hf:{tmp_path / 'nowhere'}")
+    assert error.value.where == str(tmp_path / "nowhere")
+    assert "local folder" in error.value.expected
 
 
 def test_a_folder_that_is_not_complete(tmp_path):
