@@ -13,16 +13,10 @@ from typing import Any, ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from prior_bench.encoders.text import TOKENIZER_FILES, check_tokenizer
 from prior_bench.errors import UserError
 from prior_bench.method import ImageFeatures, TextFeatures
-from prior_bench.methods.pretrained.towers import (
-    TOKENIZER_FILES,
-    PretrainedRecipe,
-    Tower,
-    check_tokenizer,
-    filled,
-    missing,
-)
+from prior_bench.methods.pretrained.towers import PretrainedRecipe, Tower, filled, missing
 from prior_bench.recipes import Recipe
 from prior_bench.state_files import check_finite
 from prior_bench.types import ImageInput

@@ -13,9 +13,10 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from prior_bench.encoders.text import check_tokenizer
 from prior_bench.errors import UserError, unknown_name
 from prior_bench.method import ImageFeatures, TextFeatures
-from prior_bench.methods.pretrained.towers import PretrainedRecipe, Tower, check_tokenizer, filled, missing
+from prior_bench.methods.pretrained.towers import PretrainedRecipe, Tower, filled, missing
 from prior_bench.state_files import check_finite
 from prior_bench.types import ImageInput
 

@@ -32,8 +32,6 @@ _WEIGHTS = ("*model*.safetensors", "*model*.bin")  # in a folder of OpenCLIP or 
 # What encoders compute without, so that files may lack it: a vision encoder's pooler, the scale of a contrastive loss,
 # what stands for hidden patches in pre-training.
 _NOT_READ = re.compile(r"pooler\.|logit_(scale|bias)$|(.*\.)?mask_token$")
-TOKENIZER_FILES = "the tokenizer: tokenizer.json, or vocab.json and merges.txt, vocab.txt, or spiece.model"
-_REPORT = "No pneumothorax is seen. The heart is enlarged."
 
 
 class PretrainedRecipe(Recipe):
@@ -116,15 +114,6 @@ def filled(model: nn.Module, image: str, absent: Container[str] = (), unexpected
     expected = {part: len(keys) for part, keys in parts.items() if keys}
     loaded = {part: sum(key not in absent for key in parts[part]) for part in expected}
     return Coverage(loaded, expected, tuple(key for key in learnt if key in absent), tuple(sorted(unexpected)))
-
-
-def check_tokenizer(tokenizer: Any, source: str) -> None:
-    """Refuse a tokenizer of transformers that knows no word: without its files an empty one is made, to which all
-    texts are the same."""
-    if set(tokenizer(_REPORT)["input_ids"]) <= set(tokenizer.all_special_ids):
-        raise UserError(f"the tokenizer knows none of the words of {_REPORT!r}; it has {len(tokenizer)} entries",
-                        where=source, expected=f"beside the weights, {TOKENIZER_FILES}",
-                        fix="copy them from where the weights came from")
 
 
 def missing(family: str, name: str, error: Exception, expected: str, fix: str = "", local: Path | None = None
