@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import traceback
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -279,6 +279,7 @@ class _Runner:
             "method": {"title": kind.title, "paper": kind.paper,
                        "note": recipe_files.note(recipe_files.recipe_file(name))},
             "recipe": self.obtained.recipe,
+            "image_input": asdict(self.obtained.method.image_input),
             "weights": self.obtained.notes,
             "seeds": {"pretrain": cell.pretrain_seed, "subset": cell.subset_seed, "head": cell.head_seed},
             "digests": {"weights": cell.weights_digest, "data": cell.data_digest, "protocol": cell.settings_digest,

@@ -35,6 +35,7 @@ _TIMM_NAMES = {
         ("layernorm.", "norm."), (".attention.self.", ".attn."), (".attention.output.dense.", ".attn.proj."),
         (".intermediate.dense.", ".mlp.fc1."), (".output.dense.", ".mlp.fc2.")),
 }
+FIRST_KERNELS = ("conv1.weight", "patch_embed.proj.weight")  # of image encoders, by their common names
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +79,29 @@ LAYOUTS = (
            "text_encoder.text_encoder."),
     Layout("biovil", "BioViL, image", "encoder.encoder.", "encoder.encoder."),
     Layout("wrapper", "an encoder in a wrapper (PRIOR's, M-FLAG's)", "encoder.conv1.", "encoder."),
+    Layout("moco", "MoCo, query encoder", "encoder_q.layer1.", "encoder_q."),
     Layout("mrm", "MRM", "decoder_pos_embed", "", note="the decoder and the report branch are left out"),
     Layout("vit-npz", "a vision transformer of Google's, .npz", "Transformer/encoderblock_0/", ""),
     Layout("vit-pytorch", "a vision transformer with ViT-pytorch's names", "transformer.embeddings.", ""),
     Layout("resnet", "a ResNet with torchvision's names", "layer1.", ""),
     Layout("vit", "a vision transformer with timm's names", "blocks.", ""),
 )
+# A part that is a number stands before the blocks of each stage of a network with stages, as Swin.
+_BEHIND_PREFIX = re.compile(r"((?:[^.]*[^.\d][^.]*\.)+?)(?:layer1|blocks)\.0\.")
 _NO_ENCODER = re.compile(r"(fc|head|pre_logits|classifier|decoder|bert|mask)[._/]|proj$|.*relative_position_index$")
 
 
 def recognise(state: Mapping[str, Tensor]) -> Layout | None:
-    """The layout of a state dict, out of its wrappers; None where no key is known."""
+    """The layout of a state dict, out of its wrappers; None where no key is known. Plain names of an image encoder are
+    known behind a prefix, too, where only one has them."""
     for layout in LAYOUTS:
         if any(key.startswith(layout.marker) for key in state):
             return layout
-    return None
+    prefixes = {found[1] for key in state if (found := _BEHIND_PREFIX.match(key))}
+    if len(prefixes) != 1:
+        return None
+    (prefix,) = prefixes
+    return Layout("prefix", f"an image encoder with plain names behind {prefix!r}", prefix, prefix)
 
 
 def image_state(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import io
 import pickle
 import pickletools
 import re
+import shlex
 import sys
 import zipfile
 from collections import OrderedDict
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from prior_bench.errors import UserError
+from prior_bench.weights_file import check_there, inspecting
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
@@ -31,6 +33,7 @@ _DTYPES = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16
 _GROWTH = 10  # of what is in a file over the file: neither torch.save nor numpy.savez compresses
 _ZIP = b"PK\x03\x04"  # by which torch, too, tells its format from the old one
 _PICKLE = b"\x80"  # of every protocol that torch.save writes
+_RUN = frozenset({"ctypes", "importlib", "nt", "os", "posix", "pty", "runpy", "shutil", "socket", "subprocess", "sys"})
 _NESTED = 10_000  # objects in a tuple and the tuples in it
 # All that a file of plain tensors names: torch's own unpickler reads it. (Of other names that one accepts some fill the
 # memory, as bytearray, and some give tensors attributes.)
@@ -42,40 +45,56 @@ def read_state(file: Path) -> dict[str, Tensor]:
     """The state dict in a safetensors, PyTorch or NumPy (.npz) file, out of its wrappers (`state_dict`, `model`,
     `module.`)."""
     file = Path(file)
-    _check_there(file)
+    check_there(file)
     readers = {".safetensors": _read_safetensors, ".npz": _read_numpy}
     return _state_of(readers.get(file.suffix, _read_torch)(file), file)
 
 
 def read_trusted(file: Path) -> dict[str, Tensor]:
-    """The state dict in a PyTorch file that its user trusts: it is unpickled whole, so that code in it runs. Objects of
-    packages that are not installed become empty shells."""
-    _check_there(file)
+    """The state dict in a PyTorch file, or a plain pickle of tensors or arrays, that its user trusts: it is unpickled
+    whole, so that code in it runs. Objects of packages that are not installed become empty shells."""
+    check_there(file)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=False, pickle_module=_Trusted)
+        content = _unpickled(file)
     except Exception as error:
+        if not _known_start(file):
+            raise _no_weights(file) from error
         raise _unreadable(file, error) from error
-    return _state_of(content.state_dict() if isinstance(content, nn.Module) else content, file)
+    return _state_of(_as_tensors(content.state_dict() if isinstance(content, nn.Module) else content), file)
 
 
-def _check_there(file: Path) -> None:
-    if not file.is_file():
-        raise UserError("the weights file does not exist", where=str(file), fix="check the path")
-    if file.stat().st_size == 0:
-        raise UserError("the weights file is empty", where=str(file), fix="download or copy it again")
+def _unpickled(file: Path) -> Any:
+    """What a trusted file holds. One that is neither torch's archive nor of its old format, which begins with a number
+    of torch's, is a plain pickle; it is read once, as its code runs each time."""
+    with open(file, "rb") as f:
+        first = None if f.read(4) == _ZIP or f.seek(0) else _Trusted.load(f)
+    if first is None or first == torch.serialization.MAGIC_NUMBER:
+        return torch.load(file, map_location="cpu", weights_only=False, pickle_module=_Trusted)
+    return first
+
+
+def _as_tensors(content: Any) -> Any:
+    """NumPy's arrays of numbers as tensors, in dictionaries."""
+    if isinstance(content, np.ndarray) and content.dtype.kind in "fiub":
+        return torch.from_numpy(np.array(content))  # a copy, which can be written to
+    return {key: _as_tensors(value) for key, value in content.items()} if type(content) is dict else content
 
 
 def write_state(state: Mapping[str, Tensor], file: Path) -> None:
     """A state dict as safetensors."""
     from safetensors.torch import save_file
 
+    file.touch()
+    mode = file.stat().st_mode  # that of any new file here; safetensors' would be for its owner alone
     save_file({key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}, file)
+    file.chmod(mode)
 
 
 def _state_of(content: Any, file: Path) -> dict[str, Tensor]:
     """The tensors of what was read, out of their wrappers."""
     if not isinstance(content, dict):
-        raise UserError(f"the weights file holds a {type(content).__name__}", where=str(file), expected="a state dict")
+        raise UserError(f"the weights file holds a {type(content).__name__}", where=str(file), expected="a state dict",
+                        fix="save the model's instead: torch.save(model.state_dict(), FILE)")
     for wrapper in _WRAPPERS:  # by dict's own methods: objects in a file may have attributes that hide theirs
         inside = dict.get(content, wrapper)
         if isinstance(inside, dict):
@@ -84,7 +103,8 @@ def _state_of(content: Any, file: Path) -> dict[str, Tensor]:
              if isinstance(key, str) and isinstance(value, Tensor)}
     if not state:
         raise UserError("the weights file holds no tensors", where=str(file), expected="a state dict, bare or under "
-                        + " or ".join(repr(w) for w in _WRAPPERS))
+                        + " or ".join(repr(w) for w in _WRAPPERS),
+                        fix="save the model's: torch.save(model.state_dict(), FILE)")
     largest = _GROWTH * file.stat().st_size
     for key, value in state.items():
         if not (key.isprintable() and value.layout is torch.strided and value.device.type == "cpu"
@@ -97,6 +117,15 @@ def _state_of(content: Any, file: Path) -> dict[str, Tensor]:
     return state
 
 
+def check_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights that are no numbers, before anything is computed with them."""
+    broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise UserError(f"{len(broken)} of {len(state)} tensors hold NaN or infinite numbers: {', '.join(broken[:3])}",
+                        where=source, expected="finite weights",
+                        fix="take another checkpoint, from before the training diverged, or download it again")
+
+
 @contextmanager
 def converting(file: Path | None = None) -> Iterator[None]:
     """Around code that renames, cuts and joins the tensors of a file by their names: they may have any shape."""
@@ -107,7 +136,7 @@ def converting(file: Path | None = None) -> Iterator[None]:
     except Exception as error:
         raise UserError(f"tensors in the weights file have other shapes than their names tell: {_reason(error)}",
                         where=str(file) if file else "", expected="the shapes of the layout that the names are of",
-                        fix="see `prior-bench weights inspect`; the file may be damaged") from error
+                        fix=f"{f'see `{inspecting(file)}`; ' if file else ''}the file may be damaged") from error
 
 
 def _load_tensors(file: Path) -> Any:
@@ -119,8 +148,10 @@ def _load_tensors(file: Path) -> Any:
     others = sorted(name for name in names if not _TENSOR_NAMES.fullmatch(name))
     if not others:
         return torch.load(file, map_location="cpu", weights_only=True)
-    if not archive:  # Lightning never wrote the old format, and a file can make torch's reader of it write other files
-        raise pickle.UnpicklingError(f"the file wants {others[0]}")
+    running = [name for name in others if _runs(name)]  # told before what else is not read
+    # Lightning never wrote the old format, and a file can make torch's reader of it write other files.
+    if running or not archive:
+        raise _Wants((running or others)[0])
     try:
         content = torch.load(file, map_location="cpu", weights_only=False, pickle_module=_Inert)
     except pickle.UnpicklingError:
@@ -186,8 +217,11 @@ def _names_in_pickle(f: IO[bytes]) -> set[str]:
                 names.add(argument or "a name put together")
             if "GET" in op.name:
                 stack.append(memo[argument])
-            elif "PUT" in op.name or op.name == "MEMOIZE":
-                memo[len(memo) if op.name == "MEMOIZE" else argument] = stack[-1]
+            elif "PUT" in op.name:
+                memo[argument] = stack[-1]
+            elif op.name == "MEMOIZE":
+                memo[len(memo)] = taken[0]
+                stack += taken
             elif op.name == "DUP":
                 stack += taken * 2
             elif "TUPLE" in op.name:
@@ -199,6 +233,21 @@ def _names_in_pickle(f: IO[bytes]) -> set[str]:
     except Exception as error:
         raise pickle.UnpicklingError(_reason(error)) from error
     return names
+
+
+class _Wants(pickle.UnpicklingError):
+    """A file names what is no plain data: "module name". `runs` says whether that runs commands or code."""
+
+    def __init__(self, what: str):
+        super().__init__(f"the file wants {what}")
+        self.runs = _runs(what)
+
+
+def _runs(what: str) -> bool:
+    """Whether "module name" is there to run commands or code: weights made in good faith have none of these."""
+    module, _, name = what.partition(" ")
+    package = _Inert.NAMES.get(module, module).partition(".")[0]
+    return package in _RUN or (package == "builtins" and name not in _Inert.PLAIN)
 
 
 class _Inert:
@@ -229,7 +278,7 @@ class _Inert:
             plain = package in _Inert.DATA or (module == "builtins" and name in _Inert.PLAIN)
             if (package in sys.stdlib_module_names and not plain) or (
                     package == "torch" and ("_rebuild" in name or "Storage" in name)):
-                raise pickle.UnpicklingError(f"the file wants {module}.{name}")
+                raise _Wants(f"{module} {name}")
             return _Shell
 
     @staticmethod
@@ -243,6 +292,8 @@ class _Trusted:
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
             try:
+                if _runs(f"{module} {name}"):
+                    print(f"warning: the file runs code: {_reason(Exception(f'{module} {name}'))}", file=sys.stderr)
                 return super().find_class(module, name)
             except (ImportError, AttributeError):
                 return _Shell
@@ -303,21 +354,35 @@ def _read_torch(file: Path) -> Any:
     except UserError:
         raise
     except pickle.UnpicklingError as error:
-        with open(file, "rb") as f:
-            start = f.read(4)
-        if start != _ZIP and not start.startswith(_PICKLE):
-            raise UserError("this is not a weights file: it is neither a zip archive nor a pickle", where=str(file),
-                            expected="a PyTorch, safetensors (.safetensors) or NumPy (.npz) file",
-                            fix="check the path; a download may have left a page or a pointer in its place") from error
+        if not _known_start(file):
+            raise _no_weights(file) from error
+        command = (f"`prior-bench weights convert --trust {shlex.quote(str(file))} "
+                   f"{shlex.quote(f'{file.stem}.safetensors')}`")
+        if isinstance(error, _Wants) and error.runs:
+            raise UserError(f"the weights file would run code, and was not opened: {_reason(error)}",
+                            where=str(file), expected="a file that torch.load(weights_only=True) accepts",
+                            fix="no honest weights need this: delete it, or ask its makers for a state dict alone; "
+                                f"{command} would run that code") from error
         raise UserError(
             f"the weights file holds more than tensors, or is damaged, and was not opened: {_reason(error)}",
             where=str(file),
             expected="a file that torch.load(weights_only=True) accepts",
-            fix="unpickling can run any code: if you trust its source, take out its tensors once with "
-                f"`prior-bench weights convert --trust {file.name} {file.stem}.safetensors`"
+            fix=f"unpickling can run any code: if you trust its source, take out its tensors once with {command}"
         ) from error
     except Exception as error:  # of a damaged file torch raises almost any
         raise _unreadable(file, error) from error
+
+
+def _known_start(file: Path) -> bool:
+    with open(file, "rb") as f:
+        start = f.read(4)
+    return start == _ZIP or start.startswith(_PICKLE)
+
+
+def _no_weights(file: Path) -> UserError:
+    return UserError("this is not a weights file: it is neither a zip archive nor a pickle", where=str(file),
+                     expected="a PyTorch, safetensors (.safetensors) or NumPy (.npz) file",
+                     fix="check the path; a download may have left a page or a pointer in its place")
 
 
 def _reason(error: Exception) -> str:

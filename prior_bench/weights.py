@@ -21,7 +21,8 @@ from prior_bench import plugins, recipe_files, recipes
 from prior_bench.digests import digest_array, digest_json
 from prior_bench.errors import UserError
 from prior_bench.files import replace_folder
-from prior_bench.state_files import converting, read_state, write_state
+from prior_bench.layouts import FIRST_KERNELS, Layout, image_state, recognise
+from prior_bench.state_files import check_finite, converting, read_state, write_state
 from prior_bench.weights_folder import META, RECIPE, TOKENIZER, WEIGHTS, read_json
 
 if TYPE_CHECKING:
@@ -55,9 +56,24 @@ class Coverage:
         return self.loaded.get(part, 0) / expected if expected else 1.0
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{part} {self.loaded.get(part, 0)}/{n} keys ({100 * self.share(part):.0f} %)"
+        parts = ", ".join(f"{part} {self.loaded.get(part, 0)}/{n} keys ({_percent(self.share(part))} %)"
                           for part, n in self.expected.items())
         return f"loaded {parts}; {len(self.missing)} missing, {len(self.unexpected)} unexpected"
+
+    def first(self) -> str:
+        """The first keys on each side that have no counterpart."""
+        return (f"first missing: {', '.join(self.missing[:3]) or 'none'}; "
+                f"first unexpected: {', '.join(self.unexpected[:3]) or 'none'}")
+
+
+def _percent(share: float) -> str:
+    """100 for all alone, 0 for none alone."""
+    shown = f"{100 * share:.0f}"
+    return shown if share in (0, 1) or shown not in ("0", "100") else f"{min(max(100 * share, 0.1), 99.9):.1f}"
+
+
+def _size(value: Tensor) -> str:
+    return " x ".join(map(str, value.shape)) or "one number"
 
 
 def part_of(key: str) -> str:
@@ -76,7 +92,7 @@ def coverage_of(module: nn.Module, state: Mapping[str, Tensor], whole: str | Non
         if key in state and state[key].shape == value.shape:
             loaded[part] = loaded.get(part, 0) + 1
         else:
-            has = f" (shape {tuple(state[key].shape)} instead of {tuple(value.shape)})" if key in state else ""
+            has = f" (it is {_size(state[key])} there, {_size(value)} here)" if key in state else ""
             missing.append(key + has)
     return Coverage(loaded, expected, tuple(missing), tuple(key for key in state if key not in own))
 
@@ -89,6 +105,21 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor], whole: str | None 
     return coverage
 
 
+def serving(layout: Layout | None, state: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """The methods, each with its recipe, that load whole files of a layout, of images with as many channels."""
+    if layout is None:
+        return []
+    kernel = next((value for key, value in image_state(state, layout).items() if key in FIRST_KERNELS), None)
+    found = []
+    for name in plugins.names("methods"):
+        file = recipe_files.recipe_file(name)
+        recipe = recipe_files.released(file).get(layout.name)
+        channels = recipe_files.resolve(file, recipe).get("image", {}).get("channels") if recipe else None
+        if recipe and (kernel is None or channels == kernel.shape[1]):
+            found.append((name, recipe))
+    return found
+
+
 def load_checkpoint(method: Method, file: Path, allow_partial: bool = False) -> Coverage:
     """Fill a method from a weights file of ours or, by `Method.adapt_checkpoint`, of its authors.
 
@@ -97,16 +128,19 @@ def load_checkpoint(method: Method, file: Path, allow_partial: bool = False) -> 
     """
     file = Path(file)
     state = read_state(file / WEIGHTS if file.is_dir() else file)
+    layout, theirs = recognise(state), state
     with converting(file):
         state = method.adapt_checkpoint(state)
     coverage = coverage_of(method, state)
     image, text = coverage.share(IMAGE), coverage.share(TEXT)
     if not allow_partial and (image < 1 or 0 < text < 1):
+        serves = [f"--method {name} --recipe {recipe}" for name, recipe in serving(layout, theirs)]
+        recipe = (f"{' or '.join(serves)} serves files of {layout.title}" if layout and serves else
+                  "choose the recipe that the file was made with")
         raise UserError(f"the file does not fit the {method.name} model: {coverage}", where=str(file),
                         expected="every weight of the image encoder, and of the text encoder if there is one",
-                        fix=f"choose the recipe that the file was made with; first missing: "
-                            f"{', '.join(coverage.missing[:3]) or 'none'}; first unexpected: "
-                            f"{', '.join(coverage.unexpected[:3]) or 'none'}; or allow partial weights by name")
+                        fix=f"{recipe}; {coverage.first()}; or take it partly random by --allow-partial-weights")
+    check_finite({key: value for key, value in state.items() if key not in coverage.unexpected}, str(file))
     fit_state(method, state)
     if text == 0 and method.has_text:
         method.has_text = False

@@ -8,6 +8,8 @@ import datetime
 import enum
 import json
 import os
+import pickle
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -28,7 +30,7 @@ from prior_bench.cli import app
 from prior_bench.encoders.image import ImageEncoder, file_coverage, timm_state
 from prior_bench.encoders.text import build_tokenizer
 from prior_bench.errors import UserError
-from prior_bench.layouts import LAYOUTS
+from prior_bench.layouts import LAYOUTS, recognise
 from prior_bench.leaderboard import gate
 from prior_bench.recipe_files import recipe_file, released
 from prior_bench.recipes import ImageEncoderSpec
@@ -181,6 +183,64 @@ def shown(file):
     done = CliRunner().invoke(app, ["weights", "inspect", str(file)])
     assert done.exit_code == 0, done.output
     return done.stdout
+
+
+def torchvisions(name="resnet50", channels=3):
+    state = getattr(torchvision.models, name)().state_dict()
+    return state | {"conv1.weight": torch.randn(64, channels, 7, 7)}
+
+
+@pytest.mark.parametrize(("state", "use"), [
+    (lambda: torchvisions("resnet18"), "--method encoder --recipe resnet50 --set image.name=resnet18 --set"),
+    (lambda: {k: v for k, v in torchvisions().items() if not k.startswith("layer4")}, "--recipe medklip --set"),
+    (lambda: torchvisions(channels=1), "--method prior --recipe image-only --weights FILE"),
+    (lambda: prefixed(torchvisions(), "module.encoder_q."), "--method encoder --recipe resnet50 --set image.weights"),
+    (lambda: prefixed(torchvisions(), "module.encoder_q.", **{"module.queue": EXTRA, "module.encoder_k.x": EXTRA}),
+     "--method encoder --recipe resnet50 --set image.weights"),
+    (lambda: prefixed(torchvisions(), "backbone.", **{"neck.weight": EXTRA}), "--recipe resnet50 --set image.weights"),
+])
+def test_inspect_names_what_loads_the_file(state, use, tmp_path):
+    torch.save(state(), tmp_path / "file.pth")
+    told = shown(tmp_path / "file.pth")
+    assert use in told
+    assert "(100 %); 0 missing, 0 unexpected" in told
+    assert "refused" not in told
+
+
+def test_plain_names_behind_a_prefix_compute_what_they_computed(tmp_path):
+    model, state = resnet()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = torch.nn.Sequential(*list(model.children())[:-2])(images)
+    for prefix in ("backbone.", "student.net.", "encoder_q."):
+        file = write(tmp_path / "file.pth", "model", prefixed(state, prefix))
+        compare(file, expected.flatten(2).mT, images, name="resnet18")
+    two = {**prefixed(state, "student."), **prefixed(state, "teacher.")}
+    assert recognise(two) is None  # nobody says which
+    assert recognise({"layers.0.blocks.0.norm1.weight": EXTRA}) is None  # a stage
+
+
+def test_inspect_lists_few_groups_and_refuses_nan(tmp_path):
+    state = torchvisions()
+    torch.save(state, tmp_path / "file.pth")
+    groups = [line for line in shown(tmp_path / "file.pth").splitlines() if line.startswith("  ")]
+    assert [line.split()[0] for line in groups] == ["bn1", "conv1", "fc", "layer1", "layer2", "layer3", "layer4"]
+    torch.save(state | {"bn1.bias": torch.full((64,), torch.nan)}, tmp_path / "file.pth")
+    refused = CliRunner().invoke(app, ["weights", "inspect", str(tmp_path / "file.pth")])
+    assert refused.exit_code == 2
+    assert "NaN or infinite numbers: bn1.bias" in refused.output
+
+
+def test_a_file_that_is_not_there_is_told_before_torch_is_imported(tmp_path):
+    (tmp_path / "empty.pth").touch()
+    code = ("import sys; from typer.testing import CliRunner; from prior_bench.cli import app\n"
+            "for name in sys.argv[1:]:\n    print(CliRunner().invoke(app, ['weights', 'inspect', name]).output)\n"
+            "assert 'torch' not in sys.modules")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "empty.pth", tmp_path / "none.pth", tmp_path],
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for says in ("is empty", "does not exist", "is a folder"):
+        assert says in done.stdout
 
 
 def test_medklip_computes_what_it_computed(tmp_path):
@@ -491,7 +551,7 @@ def test_foreign_objects_are_passed_over_and_never_made(what, tmp_path, monkeypa
 def test_a_lightning_file_that_brings_code_is_refused_and_not_run(nested, tmp_path):
     runs = Runs(tmp_path / "it-ran")
     torch.save({"state_dict": {"conv1.weight": EXTRA}, "hyper_parameters": nested(runs)}, tmp_path / "evil.ckpt")
-    with pytest.raises(UserError, match=f"the file wants {os.mkdir.__module__}.mkdir") as error:
+    with pytest.raises(UserError, match=f"the file wants {os.mkdir.__module__} mkdir") as error:
         read_state(tmp_path / "evil.ckpt")
     assert "convert --trust" in error.value.fix
     assert not (tmp_path / "it-ran").exists()
@@ -504,7 +564,7 @@ class Evaluates:
 
 def test_builtins_that_run_code_are_refused(tmp_path):
     torch.save({"state_dict": {"conv1.weight": EXTRA}, "hyper_parameters": Evaluates()}, tmp_path / "evil.ckpt")
-    with pytest.raises(UserError, match=r"the file wants builtins\.eval"):
+    with pytest.raises(UserError, match=r"the file wants __builtin__ eval"):
         read_state(tmp_path / "evil.ckpt")
 
 
@@ -572,7 +632,7 @@ def test_a_file_that_needs_unpickling_is_converted_where_it_is_trusted(foreign_f
     out = tmp_path / "out.safetensors"
     with pytest.raises(UserError) as error:
         read_state(file)
-    assert "prior-bench weights convert --trust foreign.ckpt foreign.safetensors" in error.value.fix
+    assert f"prior-bench weights convert --trust {file} foreign.safetensors" in error.value.fix
     refused = convert(file, out)
     assert refused.exit_code == 2
     assert "runs any code" in refused.output
@@ -582,6 +642,8 @@ def test_a_file_that_needs_unpickling_is_converted_where_it_is_trusted(foreign_f
     assert done.exit_code == 0, done.output
     assert (tmp_path / "it-ran").is_dir()  # as it was told
     assert "layout: wrapper " in done.stdout
+    assert "warning: the file runs code: " in done.stderr
+    assert out.stat().st_mode == file.stat().st_mode  # as of any new file
     written = read_state(out)
     assert set(written) == {key.removeprefix("module.") for key in state}
     assert all(torch.equal(value, state[f"module.{key}"]) for key, value in written.items())
@@ -593,6 +655,22 @@ def test_a_whole_model_is_converted(tmp_path):
     torch.save(model, tmp_path / "model.pt")
     assert convert("--trust", tmp_path / "model.pt", tmp_path / "out.safetensors").exit_code == 0
     assert torch.equal(read_state(tmp_path / "out.safetensors")["0.weight"], model[0].weight)
+
+
+def test_a_pickle_of_arrays_is_converted(tmp_path):
+    arrays = {"conv1.weight": np.arange(6, dtype="f4").reshape(2, 3), "step": 7, "names": np.array(["a"], object)}
+    (tmp_path / "arrays.pkl").write_bytes(pickle.dumps({"model": arrays, "author": "somebody"}))
+    assert convert("--trust", tmp_path / "arrays.pkl", tmp_path / "out.safetensors").exit_code == 0
+    written = read_state(tmp_path / "out.safetensors")
+    assert {key: value.tolist() for key, value in written.items()} == {"conv1.weight": [[0, 1, 2], [3, 4, 5]]}
+
+
+def test_a_trusted_file_is_read_once(tmp_path):
+    (tmp_path / "runs.pkl").write_bytes(pickle.dumps({"x": Runs(tmp_path / "it-ran"), "y": np.ones(2)}))
+    assert convert("--trust", tmp_path / "runs.pkl", tmp_path / "out.safetensors").exit_code == 0
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html>")
+    refused = convert("--trust", tmp_path / "page.pth", tmp_path / "page.safetensors")
+    assert "this is not a weights file" in refused.output
 
 
 def test_a_folder_of_ours_is_inspected(tmp_path):
@@ -614,8 +692,11 @@ def test_what_convert_refuses(tmp_path):
     file = tmp_path / "good.pt"
     torch.save({"conv1.weight": EXTRA}, file)
     (tmp_path / "taken.safetensors").write_bytes(b"mine")
-    for out in ("taken.safetensors", "out.pt", "nowhere/out.safetensors"):
-        assert convert("--trust", file, tmp_path / out).exit_code == 2
+    for out, says in (("taken.safetensors", "a file of that name already"), ("out.pt", "does not end in .safetensors"),
+                      ("nowhere/out.safetensors", "mkdir -p")):
+        refused = convert("--trust", file, tmp_path / out)
+        assert refused.exit_code == 2
+        assert says in refused.output
     assert (tmp_path / "taken.safetensors").read_bytes() == b"mine"
     file.write_bytes(file.read_bytes()[:200])
     for missing in (file, tmp_path / "none.pt"):

@@ -98,13 +98,27 @@ def test_what_runs_code_or_fills_the_memory_is_refused(called, protocol, tmp_pat
     assert not (tmp_path / "it-ran").exists()
 
 
+@pytest.mark.parametrize(("called", "runs"), [("posix system", True), ("__builtin__ eval", True),
+                                              ("functools partial", False), ("logging Logger", False)])
+@pytest.mark.parametrize("wrap", [lambda file, content: archive(file, beside(content)),
+                                  lambda file, content: file.write_bytes(old_format(content))])
+def test_what_runs_code_is_called_so(called, runs, wrap, tmp_path):
+    file = tmp_path / "evil.ckpt"
+    wrap(file, name("functools", "wraps") + b"0" + name(*called.split()) + b")R")  # it is told first
+    with pytest.raises(UserError) as error:
+        read_state(file)
+    assert ("would run code" in error.value.what) == runs
+    assert ("delete it" in error.value.fix) == runs
+    assert f"convert --trust {file} evil.safetensors" in error.value.fix
+
+
 @pytest.mark.parametrize("content", [
     b"(" + text("touch it-ran") + b"ios\nsystem\n",  # INST
     b"(" + name("os", "system") + text("touch it-ran") + b"o",  # OBJ
     b"\x82\x01"])  # EXT1
 def test_old_ways_to_call_are_refused(content, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="more than tensors"):
+    with pytest.raises(UserError, match=r"more than tensors|would run code"):
         read_state(archive(tmp_path / "evil.ckpt", beside(content)))
     assert not (tmp_path / "it-ran").exists()
 
@@ -178,6 +192,15 @@ def test_tuples_that_are_hashed_for_ever_or_overflow_the_stack(tmp_path):
     files[-1].write_bytes(old_format(b"}" + wide + number(1) + b"s"))
     done = subprocess.run([sys.executable, "-c", READS, *files], capture_output=True, text=True, timeout=120)
     assert done.stdout.count("a tuple in it holds more than 10000 objects") == len(files), done.stderr
+
+
+def test_a_later_protocol_is_looked_through(tmp_path):
+    """It numbers what it remembers itself (MEMOIZE)."""
+    torch.save({"conv1.weight": torch.arange(3.0)}, tmp_path / "file.pt", pickle_protocol=4)
+    read(tmp_path / "file.pt")
+    deep = b")\x94" + b"\x85\x94" * 20_000
+    with pytest.raises(UserError, match="a tuple in it holds more than 10000 objects"):
+        read_state(archive(tmp_path / "deep.pt", b"}" + deep + number(1) + b"s"))
 
 
 def test_archives_that_unpack_to_far_more_than_they_are(tmp_path):

@@ -20,7 +20,15 @@ from prior_bench.errors import UserError
 from prior_bench.method import Method
 from prior_bench.recipe_files import recipe_file
 from prior_bench.state_files import read_state
-from prior_bench.weights import coverage_of, load_checkpoint, load_method, new_method, save_weights, state_digest
+from prior_bench.weights import (
+    Coverage,
+    coverage_of,
+    load_checkpoint,
+    load_method,
+    new_method,
+    save_weights,
+    state_digest,
+)
 from prior_bench.weights_folder import META, WEIGHTS, weights_digest
 
 REPORTS = ["Heart is enlarged. No pneumothorax.", "Small left pleural effusion."]
@@ -304,8 +312,37 @@ def test_another_architecture_is_refused_unless_allowed(tmp_path):
     with pytest.raises(UserError, match=r"r18\.pt") as error:
         load_checkpoint(method, tmp_path / "r18.pt")
     assert "recipe" in error.value.fix
+    assert "--allow-partial-weights" in error.value.fix
     assert torch.equal(method.image_encoder.model.conv1.weight, before)  # refused before anything was loaded
     assert 0 < load_checkpoint(method, tmp_path / "r18.pt", allow_partial=True).share("image encoder") < 1
+
+
+def test_a_released_file_is_told_the_recipe_that_serves_it(tmp_path):
+    method = make("image-only", **{"image.size": 64})
+    torch.save({"sentence_bank.embed.weight": torch.zeros(2, 2),
+                "image_encoder.encoder.conv1.weight": torch.zeros(64, 1, 7, 7)}, tmp_path / "prior.pt")
+    with pytest.raises(UserError, match="--method prior --recipe paper serves files of PRIOR, image and text"):
+        load_checkpoint(method, tmp_path / "prior.pt")
+
+
+def test_weights_that_are_no_numbers_are_named_before_they_are_loaded(tmp_path):
+    state, _ = image_only()
+    state["layer2.0.bn1.bias"] = torch.full((128,), torch.nan)
+    torch.save(state | {"not.loaded": torch.full((3,), -torch.inf)}, tmp_path / "prior.pt")
+    with pytest.raises(UserError, match=r"1 of 318 tensors .* numbers: \S*layer2\.0\.bn1\.bias") as error:
+        load_checkpoint(make("image-only", **{"image.size": 64}), tmp_path / "prior.pt")
+    assert error.value.where == str(tmp_path / "prior.pt")
+
+
+@pytest.mark.parametrize(("loaded", "shown"), [(0, "0 %"), (1, "0.1 %"), (500, "50 %"), (999, "99.9 %"),
+                                               (1000, "100 %")])
+def test_only_all_keys_are_100_percent(loaded, shown):
+    assert f"({shown})" in str(Coverage({"heads": loaded}, {"heads": 1000}))
+
+
+def test_shapes_are_told_in_words():
+    coverage = coverage_of(torch.nn.Linear(2, 3), {"weight": torch.zeros(3, 4), "bias": torch.zeros(())})
+    assert coverage.first().startswith("first missing: weight (it is 3 x 4 there, 3 x 2 here), bias (it is one number")
 
 
 def test_a_file_without_text_makes_the_method_vision_only(tmp_path):
@@ -374,6 +411,8 @@ def test_weights_of_another_version_are_named(tmp_path):
 def test_files_without_tensors_and_missing_files_are_named(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "empty.pt")
     torch.save([1, 2], tmp_path / "list.pt")
-    for name, what in (("empty.pt", "no tensors"), ("list.pt", "holds a list"), ("none.pt", "does not exist")):
-        with pytest.raises(UserError, match=what):
+    for name, what in (("empty.pt", "no tensors"), ("list.pt", "holds a list"), ("none.pt", "does not exist"),
+                       ("", "is a folder"), ("/dev/null", "is a device")):
+        with pytest.raises(UserError, match=what) as error:
             read_state(tmp_path / name)
+        assert error.value.fix

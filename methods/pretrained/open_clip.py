@@ -13,9 +13,11 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from prior_bench.encoders.text import check_tokenizer
 from prior_bench.errors import UserError, unknown_name
 from prior_bench.method import ImageFeatures, TextFeatures
-from prior_bench.methods.pretrained.towers import PretrainedRecipe, Tower, missing
+from prior_bench.methods.pretrained.towers import PretrainedRecipe, Tower, filled, missing
+from prior_bench.state_files import check_finite
 from prior_bench.types import ImageInput
 
 _FOLDER = "local-dir:"
@@ -33,7 +35,8 @@ class OpenClip(Tower):
         self.recipe = recipe
         name, pretrained = _split(recipe.encoder)
         try:
-            self.model: Any = open_clip.create_model(name, pretrained=pretrained)
+            # every weight from the file (it loads strictly), where a model without a file would be random
+            self.model: Any = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
             self.tokenizer = open_clip.get_tokenizer(name)
         except Exception as error:  # of files that are not the model's, OpenCLIP raises almost any
             local = Path(pretrained or name.removeprefix(_FOLDER))
@@ -41,7 +44,12 @@ class OpenClip(Tower):
                         "open_clip_config.json and its weights, as OpenCLIP saves them" if local.is_dir() else
                         "NAME/PRETRAINED, hf-hub:ORG/REPO or the path of a folder")
             raise missing("OpenCLIP", recipe.encoder, error, expected, local=local) from error
-        config = self.model.visual.preprocess_cfg
+        self.image_encoder: Any = self.model.visual
+        self.image_encoder.coverage = filled(self.model, "visual.")
+        check_finite(self.model.state_dict(), recipe.encoder)
+        if isinstance(self.tokenizer, open_clip.tokenizer.HFTokenizer):
+            check_tokenizer(self.tokenizer.tokenizer, recipe.encoder)
+        config = self.image_encoder.preprocess_cfg
         size = config["size"]
         interpolation: Literal["bilinear", "bicubic"] = config["interpolation"]
         self.image_input = ImageInput(size=size if isinstance(size, int) else size[0], channels=3,

@@ -6,33 +6,56 @@ Whole images are squashed to the square, where the weights' own preprocessing wo
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from math import log2
 from pathlib import Path
 from pickle import UnpicklingError
 from textwrap import shorten
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
-from torch import Tensor
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from torch import Tensor, nn
 
 from prior_bench.encoders.image import STRIDES, resample
 from prior_bench.errors import UserError
 from prior_bench.method import ImageFeatures, Method
 from prior_bench.recipes import Recipe
 from prior_bench.state_files import read_state
+from prior_bench.weights import IMAGE, TEXT, Coverage
 
 _WEIGHTS = ("*model*.safetensors", "*model*.bin")  # in a folder of OpenCLIP or transformers
 
+# What encoders compute without, so that files may lack it: a vision encoder's pooler, the scale of a contrastive loss,
+# what stands for hidden patches in pre-training.
+_NOT_READ = re.compile(r"pooler\.|logit_(scale|bias)$|(.*\.)?mask_token$")
+
 
 class PretrainedRecipe(Recipe):
-    """`encoder` is the name that follows the method's colon."""
+    """`encoder` is the name that follows the method's colon. The weights' own configuration says what the image is, so
+    that of `image` only what a family reads can be set, and is told."""
 
+    image_settings: ClassVar[tuple[str, ...]] = ()  # that the family reads
     encoder: str = Field("", description="what follows the colon")
     trust_remote_code: bool = False  # whether code that lies beside the weights on the hub may run
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> Self:
+        ignored = sorted(self.image.model_fields_set - set(self.image_settings))
+        if ignored:
+            known = " and ".join(f"image.{name}" for name in self.image_settings)
+            raise UserError(f"image.{ignored[0]} is not read by a method with weights of its own: size, mean, standard "
+                            "deviation and interpolation are those that the weights were made for", where="--set",
+                            expected=f"of image, {known or 'nothing'}", fix="leave it out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _what_is_read(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        return values | {"image": {k: v for k, v in values["image"].items() if k in self.image.model_fields_set}}
 
 
 class Tower(Method):
@@ -81,10 +104,25 @@ class Tower(Method):
         self.levels = [min(range(len(maps)), key=lambda i: (abs(log2(strides[i] / s)), -i)) for s in STRIDES]
 
 
+def filled(model: nn.Module, image: str, absent: Container[str] = (), unexpected: Iterable[str] = ()) -> Coverage:
+    """What files filled, of all that was learnt and is read here (integers are tables that code makes). Keys of the
+    image encoder start with `image`, the others are the text encoder's."""
+    learnt = [key for key, value in model.state_dict().items()
+              if value.is_floating_point() and not _NOT_READ.match(key)]
+    parts = {IMAGE: [key for key in learnt if key.startswith(image)],
+             TEXT: [key for key in learnt if not key.startswith(image)]}
+    expected = {part: len(keys) for part, keys in parts.items() if keys}
+    loaded = {part: sum(key not in absent for key in parts[part]) for part in expected}
+    return Coverage(loaded, expected, tuple(key for key in learnt if key in absent), tuple(sorted(unexpected)))
+
+
 def missing(family: str, name: str, error: Exception, expected: str, fix: str = "", local: Path | None = None
             ) -> UserError:
     """The error of an encoder that cannot be had. `local` is the file or folder that it was to come from, if there is
     one; a file there that cannot be read at all is told in its place."""
+    if local is not None and not local.exists() and _is_path(name):
+        return UserError(f"the folder or file of {family} does not exist", where=name, expected=expected,
+                         fix="check the path")
     if local is None or not local.exists():
         return UserError(f"the encoder {name!r} of {family} could not be loaded: {_reason(error)}", where="--method",
                          expected=expected,
@@ -94,6 +132,11 @@ def missing(family: str, name: str, error: Exception, expected: str, fix: str = 
     return UserError(f"{family} cannot load the encoder {name!r}: {_reason(error)}", where=str(local),
                      expected=expected, fix=fix or "check that its files are complete and belong together; "
                                                    "`prior-bench weights inspect FILE` says what one holds")
+
+
+def _is_path(name: str) -> bool:
+    """Names on the hub have at most one slash, inside."""
+    return name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1
 
 
 def _reason(error: Exception) -> str:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +27,9 @@ _ARCHITECTURES = (("conv1.weight", r"layer\d+\.\d+\.", "ResNet"),  # first kerne
                   ("patch_embed.proj.weight", r"blocks\.\d+\.", "vision transformer"),
                   ("patch_embed.proj.weight", r"layers\.\d+\.blocks\.\d+\.", "Swin transformer"),
                   ("conv1.weight", r"transformer\.resblocks\.\d+\.", "CLIP transformer"))
+# ResNets by their blocks before layer4, and whether these are bottlenecks.
+_RESNETS = {(6, False): "resnet18", (13, False): "resnet34", (13, True): "resnet50", (30, True): "resnet101",
+            (47, True): "resnet152"}
 _RECIPES = {  # of the reference `encoder`, by layout or else by architecture
     "medklip": "medklip", "ptunifier": "ptunifier", "ResNet": "resnet50", "vision transformer": "vit-base",
     "Swin transformer": "swin-tiny", "CLIP transformer": "clip"}
@@ -40,10 +45,13 @@ def _weights() -> None:
 @verb
 def inspect(file: Annotated[Path, typer.Argument(help="A file by the authors of a method, or ours.")]) -> None:
     """Say which layout a weights file has, what it holds, and how it is used."""
-    from prior_bench.state_files import read_state
+    from prior_bench.weights_file import check_there
     from prior_bench.weights_folder import WEIGHTS
 
-    file = file / WEIGHTS if file.is_dir() else file
+    file = file / WEIGHTS if (file / WEIGHTS).is_file() else file
+    check_there(file)  # before torch, which takes seconds
+    from prior_bench.state_files import read_state
+
     _describe(file, read_state(file))
 
 
@@ -62,13 +70,14 @@ def convert(
         raise UserError("reading this file whole runs any code that is in it", where=str(file),
                         fix="try `prior-bench weights inspect`, which runs nothing; give --trust only where you trust "
                             "whoever made the file")
-    if out.suffix != ".safetensors" or out.exists() or not out.parent.is_dir():
-        raise UserError("this is not a place for the converted file", where=str(out),
-                        expected="a name that ends in .safetensors, in a folder that exists, and is not taken")
+    _check_place(out)
+    from prior_bench.weights_file import check_there
+
+    check_there(file)
     from prior_bench.files import check_writable
     from prior_bench.state_files import read_trusted, write_state
 
-    check_writable(out.parent, file.stat().st_size if file.is_file() else 0, "OUT.safetensors")
+    check_writable(out.parent, file.stat().st_size, "OUT.safetensors")
     state = read_trusted(file)
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     write_state(state, temporary)
@@ -77,16 +86,28 @@ def convert(
     _describe(out, state)
 
 
+def _check_place(out: Path) -> None:
+    """Refuse a place where the converted file cannot be."""
+    if out.suffix != ".safetensors":
+        raise UserError("the converted file's name does not end in .safetensors", where=str(out),
+                        fix=f"give {out.with_suffix('.safetensors') if out.name else 'a name'}")
+    if out.exists():
+        raise UserError("there is a file of that name already", where=str(out), fix="give another name, or remove it")
+    if not out.parent.is_dir():
+        raise UserError("the folder for the converted file does not exist", where=str(out.parent),
+                        fix=f"make it: mkdir -p {shlex.quote(str(out.parent))}")
+
+
 def _describe(file: Path, state: Mapping[str, Tensor]) -> None:
-    from prior_bench import plugins, recipe_files
     from prior_bench.layouts import image_state, recognise, text_state
-    from prior_bench.state_files import converting
+    from prior_bench.state_files import check_finite, converting
+    from prior_bench.weights import serving
 
     layout = recognise(state)
     numbers = sum(value.numel() for value in state.values())
     typer.echo(f"{file.name}: {len(state)} tensors, {numbers / 1e6:.1f} million numbers")
     for prefix, count in sorted(Counter(_group(key) for key in state).items()):
-        typer.echo(f"  {prefix:40} {count} tensors")
+        typer.echo(f"  {prefix:40} {count} tensor{'s' if count > 1 else ''}")
     if layout is None:
         typer.echo("layout: not known; rename the image encoder's keys to torchvision's or timm's")
         return
@@ -96,14 +117,21 @@ def _describe(file: Path, state: Mapping[str, Tensor]) -> None:
     typer.echo(f"layout: {layout.name} ({layout.title})" + (f"; {layout.note}" if layout.note else ""))
     typer.echo(f"image encoder: {len(image)} tensors, {architecture}")
     typer.echo(f"text encoder: {f'{len(text)} tensors' if text else 'none'}")
+    check_finite(image | text, str(file))
     if layout.name == "ours":
         typer.echo(f"use: prior-bench run {_use_of_ours(file)}")
         return
-    for method in plugins.names("methods"):
-        if recipe := recipe_files.released(recipe_files.recipe_file(method)).get(layout.name):
-            typer.echo(f"use: prior-bench run --method {method} --recipe {recipe} --weights FILE loads the image "
-                       f"encoder, {'the text encoder and the heads' if text else 'without text'}")
-    _image_alone(layout.name, architecture, state, bool(text))
+    name = _resnet(image) if "ResNet" in architecture else None
+    for method, theirs in serving(layout, state):
+        typer.echo(f"use: prior-bench run --method {method} --recipe {theirs} --weights FILE loads the image "
+                   f"encoder, {'the text encoder and the heads' if text else 'without text'}")
+    recipe = _RECIPES.get(layout.name) or next((one for kind, one in _RECIPES.items() if kind in architecture), None)
+    if recipe == "resnet50" and not any(key.startswith("layer4.") for key in image):
+        recipe = "medklip"  # the recipe without it
+    if recipe is None:
+        typer.echo("use: the image encoder alone: not possible here, its names are not known")
+    else:
+        _image_alone(recipe, name, state, bool(text))
 
 
 def _use_of_ours(file: Path) -> str:
@@ -119,28 +147,36 @@ def _use_of_ours(file: Path) -> str:
             f"{f' --seed {folder.seed}' if folder.seed else ''} --weights {folder.path}")
 
 
-def _image_alone(layout: str, architecture: str, state: Mapping[str, Tensor], text: bool) -> None:
-    """The recipe of the reference `encoder` that fits, and what of it the file fills."""
+def _image_alone(recipe: str, name: str | None, state: Mapping[str, Tensor], text: bool) -> None:
+    """What of the image encoder in a recipe of the reference `encoder`, of timm's `name` where it has another, the file
+    fills."""
     from prior_bench.encoders.image import file_coverage
     from prior_bench.recipe_files import recipe_file
     from prior_bench.recipes import Recipe, load
 
-    recipe = _RECIPES.get(layout) or next((name for kind, name in _RECIPES.items() if kind in architecture), None)
-    if recipe is None:
-        typer.echo("use: the image encoder alone: not possible here, its names are not known")
-        return
-    left_out = "; the text encoder in the file is not loaded" if text else ""
-    typer.echo(f"use: prior-bench run --method encoder --recipe {recipe} --set image.weights=FILE loads the image "
-               f"encoder alone{left_out}")
-    coverage = file_coverage(load(recipe_file("encoder"), recipe, Recipe).image, state)
+    spec = load(recipe_file("encoder"), recipe, Recipe).image
+    named = ""
+    if name is not None and name != spec.name:
+        spec, named = spec.model_copy(update={"name": name}), f" --set image.name={name}"
+    typer.echo(f"use: prior-bench run --method encoder --recipe {recipe}{named} --set image.weights=FILE loads the "
+               f"image encoder alone{'; the text encoder in the file is not loaded' if text else ''}")
+    coverage = file_coverage(spec, state)
     typer.echo(f"would be {coverage}")
     if coverage.missing or coverage.unexpected:
-        typer.echo("and so be refused: name its architecture, one of timm's, with --set image.name=NAME; first "
-                   f"missing: {coverage.missing[:3]}; first unexpected: {coverage.unexpected[:3]}")
+        typer.echo("and so be refused: name its architecture, one of timm's, with --set image.name=NAME, or take it "
+                   f"partly random by --set image.allow_partial=true; {coverage.first()}")
+
+
+def _resnet(image: Mapping[str, Tensor]) -> str | None:
+    """Which of timm's ResNets has as many blocks of that kind, if it is one of the common ones."""
+    blocks = {found[0] for key in image if (found := re.match(r"layer[1-3]\.\d+\.", key))}
+    return _RESNETS.get((len(blocks), "layer1.0.conv3.weight" in image))
 
 
 def _group(key: str) -> str:
-    return ".".join(key.split(".")[:2]) if "." in key else key
+    """Up to two parts of a key before its tensor's own name, none of them a block's number."""
+    parts = takewhile(lambda part: not part.isdigit(), key.split(".")[:-1][:2])
+    return ".".join(parts) or key
 
 
 def _architecture(image: Mapping[str, Tensor]) -> str:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from prior_bench.errors import UserError, unknown_name
 from prior_bench.layouts import image_state, recognise
 from prior_bench.recipes import ImageEncoderSpec
-from prior_bench.state_files import converting, read_state
+from prior_bench.state_files import check_finite, converting, read_state
 from prior_bench.types import ImageInput
 from prior_bench.weights import IMAGE, Coverage, coverage_of, fit_state
+from prior_bench.weights_file import inspecting
 
 STRIDES = (4, 8, 16, 32)
 
@@ -245,6 +246,6 @@ def _load_file(model: nn.Module, file: Path, allow_partial: bool) -> Coverage:
     if (coverage.missing or coverage.unexpected) and not allow_partial:
         raise UserError(f"the file does not hold the weights of this image encoder: {coverage}", where=str(file),
                         expected=f"a state dict with keys like {next(iter(model.state_dict()))}",
-                        fix=f"see `prior-bench weights inspect {file.name}`; first missing: {coverage.missing[:3]}; "
-                            f"first unexpected: {coverage.unexpected[:3]}; or image.allow_partial=true")
+                        fix=f"see `{inspecting(file)}`; {coverage.first()}; or --set image.allow_partial=true")
+    check_finite({key: value for key, value in state.items() if key not in coverage.unexpected}, str(file))
     return coverage

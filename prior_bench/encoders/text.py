@@ -23,6 +23,8 @@ from prior_bench.recipes import TextEncoderSpec
 SMALL_BERT = "small-bert"
 _SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
             "mask_token": "[MASK]"}
+TOKENIZER_FILES = "the tokenizer: tokenizer.json, or vocab.json and merges.txt, vocab.txt, or spiece.model"
+_REPORT = "No pneumothorax is seen. The heart is enlarged."
 _MEMO = 100_000  # sentences
 
 
@@ -74,7 +76,10 @@ class TextEncoder(nn.Module):
                 max_position_embeddings=spec.max_tokens, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
         else:
             tokenizer = _from_hub(transformers.AutoTokenizer, spec.name)
-            model = _from_hub(transformers.AutoModel, spec.name).float()  # whatever the file's type is
+            check_tokenizer(tokenizer, spec.name)
+            model, loading = _from_hub(transformers.AutoModel, spec.name, output_loading_info=True)
+            _check_whole(model, loading["missing_keys"], spec.name)
+            model = model.float()  # whatever the file's type is
             if spec.first_layers is not None:
                 kept = _blocks(model)[: spec.first_layers]
                 model.encoder.layer, model.config.num_hidden_layers = kept, len(kept)
@@ -228,11 +233,31 @@ def _small_bert(config: Any) -> nn.Module:
     return model
 
 
-def _from_hub(factory: Any, name: str) -> Any:
+def check_tokenizer(tokenizer: Any, source: str) -> None:
+    """Refuse a tokenizer of transformers that knows no word: without its files an empty one is made, to which all
+    texts are the same."""
+    if set(tokenizer(_REPORT)["input_ids"]) <= set(tokenizer.all_special_ids):
+        raise UserError(f"the tokenizer knows none of the words of {_REPORT!r}; it has {len(tokenizer)} entries",
+                        where=source, expected=f"beside the weights, {TOKENIZER_FILES}",
+                        fix="copy them from where the weights came from")
+
+
+def _check_whole(model: Any, missing: Iterable[str], name: str) -> None:
+    """Refuse a text encoder that would be partly random. (The pooler is not read; integers are tables of code's.)"""
+    learnt = [key for key, value in model.state_dict().items()
+              if value.is_floating_point() and not key.startswith("pooler.")]
+    absent = sorted(set(learnt) & set(missing))
+    if absent:
+        raise UserError(f"the files of the text encoder {name!r} lack {len(absent)} of its {len(learnt)} weights",
+                        where="text.name", expected="config.json and weights that belong together",
+                        fix=f"first missing: {', '.join(absent[:3])}")
+
+
+def _from_hub(factory: Any, name: str, **options: Any) -> Any:
     try:
-        return factory.from_pretrained(name)
+        return factory.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"the text encoder {name!r} could not be loaded: {reason}", where="text.name",
                         expected="a transformers model on the hub or in a local folder",
-                        fix="download the model once and give text.name its folder") from error
+                        fix="download the model once and give its folder: --set text.name=FOLDER") from error

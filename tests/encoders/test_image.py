@@ -71,8 +71,9 @@ def test_a_local_file_fills_the_encoder_and_rgb_kernels_are_summed(tmp_path):
 
 def test_a_file_of_another_architecture_is_refused(tmp_path):
     torch.save(timm.create_model("resnet34", num_classes=0).state_dict(), tmp_path / "r34.pt")
-    with pytest.raises(UserError, match=r"r34\.pt"):
+    with pytest.raises(UserError, match=r"r34\.pt") as error:
         encoder(name="resnet18", weights=str(tmp_path / "r34.pt"), size=64)
+    assert f"prior-bench weights inspect {tmp_path / 'r34.pt'}`" in error.value.fix
 
 
 def test_fit_channels_answers_grey_images_as_before():

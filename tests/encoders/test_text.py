@@ -106,6 +106,22 @@ def test_a_local_folder_of_transformers_is_an_encoder(tmp_path):
     assert {p.dtype for p in again.parameters()} == {torch.float32}
 
 
+def test_a_text_encoder_that_would_be_partly_random_or_knows_no_words_is_refused(tmp_path):
+    tokenizer = build_tokenizer(REPORTS, 90)
+    config = transformers.BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1,
+                                     num_attention_heads=2, intermediate_size=32)
+    transformers.BertForMaskedLM(config).save_pretrained(tmp_path)  # it has no pooler
+    spec = TextEncoderSpec(name=str(tmp_path), max_tokens=20)
+    with pytest.raises(UserError, match="tokenizer"):
+        TextEncoder.build(spec)
+    tokenizer.save_pretrained(tmp_path)
+    TextEncoder.build(spec)
+    config.num_hidden_layers = 2
+    config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"lack 16 of its 37 weights[\s\S]*first missing: encoder\.layer\.1\."):
+        TextEncoder.build(spec)
+
+
 def test_plain_words_are_those_that_gloria_reads():
     assert plain("  The HEART is 3.5cm, naïve - enlarged_x!  ") == "the heart is 3 5cm nave enlarged_x"
     spec = TextEncoderSpec(plain_words=True, layers=1, width=16, heads=2)
@@ -117,7 +133,7 @@ def test_plain_words_are_those_that_gloria_reads():
 
 
 def test_a_missing_model_and_missing_reports_are_users_errors(tmp_path):
-    with pytest.raises(UserError, match="local folder"):
+    with pytest.raises(UserError, match=r"local folder[\s\S]*--set text\.name=FOLDER"):
         TextEncoder.build(TextEncoderSpec(name=str(tmp_path / "nowhere")))
     with pytest.raises(UserError, match="training reports"):
         TextEncoder.build(SPEC)

@@ -10,10 +10,11 @@ import pytest
 import timm
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
-from prior_bench import grid, plugins
+from prior_bench import grid, plugins, recipes
 from prior_bench.errors import UserError
-from prior_bench.methods.pretrained.towers import PretrainedRecipe
+from prior_bench.recipe_files import recipe_file
 from prior_bench.recipes import ImageEncoderSpec
 from prior_bench.testing import check_method, sample_images
 from prior_bench.weights import new_method
@@ -21,8 +22,8 @@ from prior_bench.weights import new_method
 
 def build(name: str, **values: object):
     family, encoder = plugins.family(name)
-    recipe = PretrainedRecipe(text=None, encoder=encoder, **values)
-    return new_method(plugins.load("methods", family), recipe, 0)
+    kind = plugins.load("methods", family)
+    return new_method(kind, kind.recipe_class(text=None, encoder=encoder, **values), 0)
 
 
 # --------------------------------------------------------------------------------------------- timm
@@ -56,6 +57,8 @@ def test_timm_without_a_name_or_with_an_unknown_one():
         build("timm:")
     with pytest.raises(UserError, match="resnet50"):
         build("timm:resnet50.nobody_in1k")
+    with pytest.raises(UserError, match=r"see timm\.list_pretrained\(\)"):
+        build("timm:nonsense")
 
 
 # ----------------------------------------------------------------------------------------- OpenCLIP
@@ -133,6 +136,14 @@ def test_weights_of_open_clip_of_another_width(clip_folder):
         build(f"open-clip:{folder / 'open_clip_pytorch_model.bin'}")
 
 
+def test_a_folder_of_open_clip_without_weights_is_refused(clip_folder):
+    _, folder = clip_folder
+    assert str(build(f"open-clip:{folder}").image_encoder.coverage).endswith("; 0 missing, 0 unexpected")
+    (folder / "open_clip_pytorch_model.bin").unlink()
+    with pytest.raises(UserError, match="pretrained weights"):
+        build(f"open-clip:{folder}")
+
+
 def test_open_clip_names_what_is_missing():
     with pytest.raises(UserError, match="openai"):
         build("open-clip:ViT-B-32")
@@ -201,7 +212,8 @@ def test_an_encoder_of_transformers_with_several_strides_has_a_real_pyramid(kind
     check_method(method)
 
 
-def test_a_dual_encoder_of_transformers(tmp_path):
+def dual_folder(folder: Path):
+    """A small CLIP with its tokenizer."""
     from prior_bench.encoders.text import build_tokenizer
 
     torch.manual_seed(0)
@@ -212,10 +224,15 @@ def test_a_dual_encoder_of_transformers(tmp_path):
             "vocab_size": len(tokenizer), "max_position_embeddings": 24, "eos_token_id": tokenizer.sep_token_id}
     config = transformers.CLIPConfig(vision_config=vision, text_config=text, projection_dim=8)
     model = transformers.CLIPModel(config).eval()
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
-        tmp_path)
+        folder)
+    return model, tokenizer
+
+
+def test_a_dual_encoder_of_transformers(tmp_path):
+    model, tokenizer = dual_folder(tmp_path)
     method = build(f"hf:{tmp_path}")
     assert method.has_text
     images, texts = sample_images(method, 3), ["The heart is enlarged.", "No pneumothorax is seen."]
@@ -226,7 +243,7 @@ def test_a_dual_encoder_of_transformers(tmp_path):
         torch.testing.assert_close(method.encode_text(texts).joint, expected.text_embeds)
         tokens = model.vision_model(pixel_values=images).last_hidden_state[:, 1:]
         passes = []
-        method.vision.register_forward_hook(lambda *_: passes.append(1))
+        method.image_encoder.register_forward_hook(lambda *_: passes.append(1))
         torch.testing.assert_close(method.encode_image(images).map.flatten(2).mT, tokens)
         assert len(passes) == 1
     check_method(method)
@@ -261,7 +278,8 @@ def test_siglip_pads_its_texts_to_the_whole_context(tmp_path):
 def test_code_beside_weights_runs_only_where_the_flag_is_given(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = tmp_path / "model"
-    vision_folder(folder)
+    model, _ = vision_folder(folder)
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})  # under the code's own names
     (folder / "modeling_own.py").write_text(
         "from pathlib import Path\nfrom transformers import Dinov2Config, Dinov2Model\n\n"
         f"Path({str(tmp_path / 'it-ran')!r}).mkdir(exist_ok=True)\n\n\n"
@@ -271,7 +289,7 @@ def test_code_beside_weights_runs_only_where_the_flag_is_given(tmp_path, monkeyp
     config |= {"model_type": "own", "architectures": ["OwnModel"],
                "auto_map": {"AutoConfig": "modeling_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="custom code") as error:
+    with pytest.raises(UserError, match=r"custom code|to execute") as error:
         build(f"hf:{folder}")
     assert "--set trust_remote_code=true" in error.value.fix
     assert not (tmp_path / "it-ran").exists()
@@ -280,9 +298,104 @@ def test_code_beside_weights_runs_only_where_the_flag_is_given(tmp_path, monkeyp
     assert method.image_input.size == 42
 
 
+def rewrite(folder: Path, change) -> None:
+    """Change the names in a folder's weights: `change` gives the new one, or None to leave a tensor out."""
+    file = folder / "model.safetensors"
+    state = {change(key): value for key, value in load_file(file).items()}
+    save_file({key: value for key, value in state.items() if key}, file, metadata={"format": "pt"})
+
+
+def one_layer_more(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+
+
+@pytest.mark.parametrize(("make", "spoil", "says"), [
+    (vision_folder, lambda folder: rewrite(folder, lambda key: f"student.{key}"), r"0/\d+[\s\S]*student\.emb"),
+    (vision_folder, one_layer_more, r"first missing: \S*layers?\.2\."),
+    (dual_folder, lambda folder: rewrite(folder, lambda key: None if "text_model.encoder" in key else key),
+     r"image encoder \S+ keys \(100 %\), text encoder [\s\S]*first missing: text_model\.encoder"),
+])
+def test_an_encoder_of_transformers_that_would_be_partly_random(make, spoil, says, tmp_path):
+    make(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(UserError, match=says) as error:
+        build(f"hf:{tmp_path}")
+    assert "--set image.allow_partial=true" in error.value.fix
+    method = build(f"hf:{tmp_path}", image=ImageEncoderSpec(allow_partial=True))
+    assert method.image_encoder.coverage.missing
+
+
+def test_what_an_encoder_of_transformers_does_not_read_may_be_missing(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                    image_size=32, patch_size=16)
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)  # it has no pooler
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    coverage = build(f"hf:{tmp_path}").image_encoder.coverage
+    assert coverage.missing == ()
+    assert coverage.unexpected == ("classifier.bias", "classifier.weight")
+    assert coverage.share("image encoder") == 1
+
+
+def test_a_dual_encoder_without_its_tokenizer(tmp_path):
+    """transformers makes an empty one in its place, to which all texts are the same; older versions raise."""
+    dual_folder(tmp_path)
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UserError, match="tokenizer") as error:
+        build(f"hf:{tmp_path}")
+    assert error.value.where == str(tmp_path)
+    assert "merges.txt" in error.value.expected
+
+
+def test_weights_that_are_no_numbers_are_refused_where_they_are_loaded(tmp_path, clip_folder, timm_file):
+    _, folder = vision_folder(tmp_path / "hf")
+    state = load_file(folder / "model.safetensors")
+    state["embeddings.cls_token"][:] = torch.nan
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    model, clip = clip_folder
+    torch.save(model.state_dict() | {"text_projection": torch.full((16, 16), torch.inf)},
+               clip / "open_clip_pytorch_model.bin")
+    vit, file = timm_file
+    torch.save(vit.state_dict() | {"cls_token": torch.full_like(vit.cls_token, torch.nan)}, file)
+    own = {"image": ImageEncoderSpec(weights=str(file))}
+    for name, values, key in ((f"hf:{folder}", {}, "embeddings.cls_token"),
+                              (f"open-clip:{clip}", {}, "text_projection"),
+                              ("timm:test_vit.r160_in1k", own, "cls_token")):
+        with pytest.raises(UserError, match=f"NaN or infinite numbers: {key}"):
+            build(name, **values)
+
+
+def test_settings_of_the_image_that_would_be_ignored_are_refused(tmp_path):
+    file = recipe_file("hf:NAME")
+    for family, values in (("hf", {"size": 32}), ("hf", {"weights": "x.pt"}), ("timm", {"mean": [0.5]}),
+                           ("open-clip", {"allow_partial": True})):
+        kind = plugins.load("methods", family)
+        overrides = {f"image.{key}": value for key, value in values.items()}
+        with pytest.raises(UserError, match=f"image.{next(iter(values))} is not read") as error:
+            recipes.load(file, "small", kind.recipe_class, overrides)
+        assert error.value.where == "--set"
+    told = recipes.load(file, "small", plugins.load("methods", "timm").recipe_class, {"image.weights": "x.pt"})
+    assert told.model_dump(mode="json")["image"] == {"weights": "x.pt"}  # and no size that is not used
+
+
+def test_transformers_is_quiet_about_what_is_checked_here(tmp_path, capfd, caplog):
+    vision_folder(tmp_path)
+    rewrite(tmp_path, lambda key: f"student.{key}")
+    capfd.readouterr()
+    with pytest.raises(UserError):
+        build(f"hf:{tmp_path}")
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+    assert transformers.utils.logging.is_progress_bar_enabled()
+
+
 def test_a_folder_that_is_no_model(tmp_path):
-    with pytest.raises(UserError, match="local folder"):
+    with pytest.raises(UserError, match="does not exist") as error:
         build(f"hf:{tmp_path / 'nowhere'}")
+    assert error.value.where == str(tmp_path / "nowhere")
+    assert "local folder" in error.value.expected
 
 
 def test_a_folder_that_is_not_complete(tmp_path):
