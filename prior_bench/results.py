@@ -1,8 +1,8 @@
 """The result store: one JSON and one Parquet file a cell; a kill at any moment leaves all of it or nothing.
 
 Predictions are written first and the JSON last, so the JSON is the commit point: where it lies, the cell is done. Each
-file is written in one step (files.py). The schema is strict: unknown or
-missing fields, wrong types, NaN and infinities are refused, on writing and on reading.
+file is written in one step (files.py). The schema is strict: unknown or missing fields, wrong types, NaN and infinities
+are refused, on writing and on reading.
 """
 
 from __future__ import annotations
