@@ -22,7 +22,6 @@ from prior_bench.files import check_writable, not_writable
 from prior_bench.grid import NO_SOURCE, Grid, PlannedCell, Weights, write_note
 from prior_bench.task import Context, NotApplicable, Task, evaluate
 from prior_bench.types import Cell, Result
-from prior_bench.weights_folder import weights_digest
 
 if TYPE_CHECKING:
     from prior_bench.data.dataset import Dataset
@@ -183,8 +182,7 @@ def obtain(grid: Grid, weights: Weights, precision: Precision, listener: Listene
                       command=provenance.command())
     made = weights_folder.find(folder)
     assert made is not None
-    return Obtained(load_method(folder), weights_digest(folder, request.cache), values, made.history,
-                    f"weights: {folder}")
+    return Obtained(load_method(folder), made.digest(request.cache), values, made.history, f"weights: {folder}")
 
 
 def _training_reports(dataset: Dataset) -> list[str]:

@@ -345,7 +345,7 @@ def _weights(request: Request, method: str, seed: int, source: Opened | None) ->
         if ours is not None:
             _check_folder(ours, method, seed)
             made_on = ours.dataset or f"file:{request.weights.name}"
-            return Weights(method, recipe, made_on, seed, key, weights_digest(ours.path, request.cache), overrides)
+            return Weights(method, recipe, made_on, seed, key, ours.digest(request.cache), overrides)
         digest = read_note(request.cache, key)
         return Weights(method, recipe, f"file:{request.weights.name}", seed, key, digest, overrides)
     if trains:

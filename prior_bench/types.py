@@ -145,7 +145,7 @@ class Cell:
     recipe: str
     pretrain_source: str  # dataset, "file:NAME" for released weights, or "none"
     pretrain_seed: int
-    weights_digest: str
+    weights_digest: str  # of the weights and the code of the method, or of what untrained ones are made from
     # which protocol
     task: str
     protocol_version: int

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prior_bench.digests import digest_file, digest_json
+from prior_bench import plugins
+from prior_bench.digests import digest_file, digest_json, digest_sources
 from prior_bench.engine.pretrain import LOG, log_file, read_log, thinned
 from prior_bench.errors import UserError
 
@@ -27,6 +28,10 @@ class WeightsFolder:
     dataset: str | None
     seed: int | None
     key: str  # of the pre-training
+
+    def digest(self, memo: Path) -> str:
+        """What a cell's numbers hang on: the weights, and the method's code, of which training uses a part alone."""
+        return digest_json([weights_digest(self.path, memo), digest_sources(plugins.sources("methods", self.method))])
 
     @property
     def history(self) -> dict[str, Any]:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from prior_bench import execution, grid, plugins, results
+from prior_bench import execution, grid, plugins, results, weights_folder
 from prior_bench.engine.precision import choose
 from prior_bench.errors import UserError
 from prior_bench.grid import Request
-from prior_bench.weights_folder import weights_digest
 
 PLUGIN = Path(__file__).parent / "plugin" / "toy_plugin.py"
 
@@ -309,16 +308,26 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("given", [".", "weights.safetensors", ".."])
-def test_weights_of_ours_stand_in_place_of_pretraining(request_, folder, given):
+def test_weights_of_ours_stand_in_place_of_pretraining(request_, folder, given, tmp_path):
     request = replace(request_, methods=("prior",), weights=folder / given, recipe="ci", seeds=(3,), fractions=(1.0,))
     run(request)
     (result,) = results.read_results(request.output)
     cell = result.cell
     assert (cell.recipe, cell.pretrain_source, cell.pretrain_seed) == ("ci", "toy-data", 3)  # as if trained just now
-    assert cell.weights_digest == weights_digest(folder)
+    assert cell.weights_digest == weights_folder.find(folder).digest(tmp_path)
     assert result.provenance["weights"] == {"pretrain_key": "k", "losses": {}}
     assert result.provenance["recipe"]["image"]["name"] == "test_resnet"
     assert grid.plan(request).missing == []
+
+
+def test_other_code_of_the_method_is_another_cell(request_, folder, monkeypatch):
+    """A change of what training does not use, as of local scores, gives the same weights and other numbers."""
+    request = replace(request_, methods=("prior",), weights=folder, recipe="ci", seeds=(3,), fractions=(1.0,))
+    run(request)
+    assert grid.plan(request).missing == []
+    digest_sources = weights_folder.digest_sources
+    monkeypatch.setattr(weights_folder, "digest_sources", lambda *roots: f"{digest_sources(*roots)} edited")
+    assert len(grid.plan(request).missing) == 1
 
 
 @pytest.mark.parametrize(("changes", "message", "fix"), [
