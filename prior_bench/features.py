@@ -286,4 +286,3 @@ def _check_features(arrays: Mapping[str, np.ndarray], keys: Sequence[str]) -> No
                         where=f"first: {keys[wrong[0]]}, of length {lengths[wrong[0]]:.3g}",
                         fix="normalise them in the method's encode_image and encode_text; `prior-bench check-method` "
                             "says what else is wrong")
-

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from prior_bench.cli.common import verb
+from prior_bench.cli.common import some, verb
 from prior_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _describe(file: Path, state: Mapping[str, Tensor]) -> None:
     numbers = sum(value.numel() for value in state.values())
     typer.echo(f"{file.name}: {len(state)} tensors, {numbers / 1e6:.1f} million numbers")
     for prefix, count in sorted(Counter(_group(key) for key in state).items()):
-        typer.echo(f"  {prefix:40} {count} tensor{'s' if count > 1 else ''}")
+        typer.echo(f"  {prefix:40} {some(count, 'tensor')}")
     if layout is None:
         typer.echo("layout: not known; rename the image encoder's keys to torchvision's or timm's")
         return
@@ -116,7 +116,7 @@ def _describe(file: Path, state: Mapping[str, Tensor]) -> None:
         architecture = _architecture(image)
     typer.echo(f"layout: {layout.name} ({layout.title})" + (f"; {layout.note}" if layout.note else ""))
     typer.echo(f"image encoder: {len(image)} tensors, {architecture}")
-    typer.echo(f"text encoder: {f'{len(text)} tensors' if text else 'none'}")
+    typer.echo(f"text encoder: {some(len(text), 'tensor') if text else 'none'}")
     check_finite(image | text, str(file))
     if layout.name == "ours":
         typer.echo(f"use: prior-bench run {_use_of_ours(file)}")

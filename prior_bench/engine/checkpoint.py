@@ -7,7 +7,6 @@ run on CPU equals the uninterrupted one bit for bit.
 
 from __future__ import annotations
 
-import os
 import pickle
 import random
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from prior_bench.errors import UserError
-from prior_bench.files import sync_folder
+from prior_bench.files import write_file
 
 FORMAT = 1
 
@@ -30,21 +29,13 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written; a file that was there before is unharmed.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        raise UserError(f"the checkpoint could not be written: {error}", where=str(path),
+        write_file(Path(path), lambda file: torch.save({"format": FORMAT, **content}, file))
+    except (UserError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        reason = error.what if isinstance(error, UserError) else error
+        raise UserError(f"the checkpoint could not be written: {reason}", where=str(path),
                         fix="free disk space or mend the folder's permissions, then run the same command again; "
                             "it continues from the last checkpoint") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
