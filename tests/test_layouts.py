@@ -388,7 +388,7 @@ def test_swin_computes_what_transformers_does(layout, prefix, text, swin, tmp_pa
     said = shown(file)
     assert f"layout: {layout} " in said
     assert "a Swin transformer with 3 input channels, 12 blocks" in said
-    assert "text encoder: 1 tensors" in said
+    assert "text encoder: 1 tensor\n" in said
     assert "--recipe swin-tiny --set image.weights=FILE loads the image encoder alone; the text encoder in the file " \
            "is not loaded" in said
     assert "would be loaded image encoder 171/171 keys (100 %); 0 missing, 0 unexpected" in said

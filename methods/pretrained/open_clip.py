@@ -92,5 +92,3 @@ def _split(encoder: str) -> tuple[str, str | None]:
                         f"no weights {pretrained!r} of {name}", where="--method",
                         expected=f"open-clip:{name}/ and one of {', '.join(tags)}, or the path of a file")
     return name, pretrained
-
-

@@ -147,4 +147,3 @@ def _data(data_root: Path | None, cache: Path) -> Iterator[Finding]:
 def _said(name: str, error: UserError) -> str:
     """All that an error says, in the lines below the data set's."""
     return f"{name}: {error}".replace("\n", "\n  ")
-
